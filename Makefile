@@ -1,0 +1,86 @@
+# Set-up and daily work; `make` alone lists the targets.
+# A fresh machine needs Python 3.11 or newer with venv (Debian: python3, python3-venv), make and git, and nothing else.
+
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+# A picture of your own: make demo PICTURE=lesion.jpg
+PICTURE ?= src/medserve/examples/dermoscopy.jpg
+# More arguments for a tool: make test ARGS="-k dermoscopy", make serve ARGS="--port 9000"
+ARGS ?=
+
+# A user's pip settings keep their say about where packages come from, not about where they go.
+export PIP_USER := 0
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+unexport PIP_TARGET PIP_PREFIX PIP_ROOT PYTHONHOME PYTHONPATH
+
+PIP_INSTALL := $(BIN)/python -m pip install --quiet --constraint constraints.txt
+INPUTS := pyproject.toml constraints.txt
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help install demo serve test check format docs train-tools constraints clean
+
+help:  ## list the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## */\1\t/' | while IFS="$$(printf '\t')" read -r name text; do \
+	    printf '  make %-12s %s\n' "$$name" "$$text"; done
+
+install: $(VENV)/.installed  ## create .venv with medserve and what it needs to run
+
+demo: $(VENV)/.installed  ## report on a real dermoscopic photograph, with the demonstration model
+	$(BIN)/medserve run dermoscopy "$(PICTURE)" $(ARGS)
+
+serve: $(VENV)/.installed  ## start the HTTP service on this machine
+	$(BIN)/medserve serve $(ARGS)
+
+test: export OMP_NUM_THREADS := 1
+test: $(VENV)/.installed-test  ## run the tests
+	$(BIN)/python -m pytest -q $(ARGS)
+
+check: $(VENV)/.installed-test  ## formatting, lint, strict types and the layers of the design
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
+
+format: $(VENV)/.installed-test  ## format the code and mend what ruff can mend
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+docs: $(VENV)/.installed-test  ## write docs/commands.md again from the commands' own help
+	COLUMNS=100 $(BIN)/python -m tests.test_commands_page
+
+train-tools: $(VENV)/.installed-train  ## install what tools/demo_model needs to train (torch: 1 GB and more)
+
+# Exact versions for every Python and platform, without the CUDA packages that only a GPU build of torch asks for.
+constraints: $(BIN)/python  ## pin again: write constraints.txt from pyproject.toml
+	$(BIN)/python -m pip install --quiet uv
+	{ echo "# Written by \`make constraints\`: the versions that were tested."; \
+	  $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --extra test --extra train \
+	    --no-annotate --no-header --no-emit-index-url --no-emit-find-links pyproject.toml \
+	    | grep -vE '^(cuda|nvidia|triton)'; } > constraints.new
+	mv constraints.new constraints.txt
+
+clean:  ## remove .venv, caches and built files
+	rm -rf "$(VENV)" build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache constraints.new
+	find src tests tools -type d -name __pycache__ -prune -exec rm -rf {} +
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	    echo "medserve needs Python 3.11 or newer; name one with: make PYTHON=/path/to/python3.11" >&2; exit 1; }
+	@$(PYTHON) -m venv "$(VENV)" || { rm -rf "$(VENV)"; \
+	    echo "$(PYTHON) cannot create a virtual environment; on Debian and Ubuntu: sudo apt install python3-venv" >&2; exit 1; }
+
+$(VENV)/.installed: $(INPUTS) | $(BIN)/python
+	@echo "Installing medserve into $(VENV) (about half a minute, once)"
+	@$(PIP_INSTALL) --editable .
+	@touch $@
+
+$(VENV)/.installed-test: $(INPUTS) | $(BIN)/python
+	@echo "Installing medserve and its test tools into $(VENV) (under a minute, once)"
+	@$(PIP_INSTALL) --editable ".[test]"
+	@touch $@ $(VENV)/.installed
+
+$(VENV)/.installed-train: $(INPUTS) | $(BIN)/python
+	@$(PIP_INSTALL) --editable ".[test,train]"
+	@touch $@ $(VENV)/.installed $(VENV)/.installed-test
