@@ -1,0 +1,173 @@
+"""Every way medserve can say no, as one tree: each error names what was wrong, the field it was in and the next step.
+
+    MedserveError
+    ├── InvalidRequest            the caller can mend it
+    │   ├── UnknownModel
+    │   ├── UnknownWorkflow
+    │   ├── NotSupported          this model or engine cannot honour the request
+    │   ├── ContextOverflow       the prompt does not fit into the model's context
+    │   ├── ReferenceRefused      an address leads where the settings do not allow
+    │   └── ImageError
+    │       ├── ImageUnreadable
+    │       └── ImageTooLarge
+    ├── ModelError                the model's state forbids the request
+    │   ├── ModelLoading
+    │   ├── ModelFailed
+    │   │   ├── WeightsMissing
+    │   │   ├── WeightsCorrupt
+    │   │   ├── ProjectorMissing
+    │   │   └── ModelBlind
+    │   └── ModelBusy
+    ├── EngineError               the worker or server behind the model failed this request
+    │   ├── WorkerCrashed
+    │   └── EngineTimeout
+    └── SourceFailed              a server that holds pictures did not hand them over
+
+Messages never hold patient data: they quote field names, numbers and hashes, not prompts, file names or tags.
+"""
+
+from typing import ClassVar
+
+
+class MedserveError(Exception):
+    """The root: `message` says what happened and what to do next; `param` names the request field at fault."""
+
+    code: ClassVar[str] = "internal_error"
+
+    def __init__(self, message: str, *, param: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.param = param
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return _rebuild, (type(self), self.message, self.param)
+
+
+def _rebuild(kind: type[MedserveError], message: str, param: str | None) -> MedserveError:
+    return kind(message, param=param)
+
+
+class InvalidRequest(MedserveError):
+    """The request cannot be served as it stands; the caller can mend it."""
+
+    code = "invalid_request"
+
+
+class UnknownModel(InvalidRequest):
+    """No model of that name is declared."""
+
+    code = "model_not_found"
+
+
+class UnknownWorkflow(InvalidRequest):
+    """No workflow of that name exists."""
+
+    code = "workflow_not_found"
+
+
+class NotSupported(InvalidRequest):
+    """The model or its engine cannot honour a parameter; refused rather than ignored."""
+
+    code = "unsupported_parameter"
+
+
+class ContextOverflow(InvalidRequest):
+    """Prompt and answer together exceed the model's context."""
+
+    code = "context_length_exceeded"
+
+
+class ReferenceRefused(InvalidRequest):
+    """A reference is badly formed, or leads where the settings do not allow."""
+
+    code = "reference_refused"
+
+
+class ImageError(InvalidRequest):
+    """A picture cannot be used."""
+
+    code = "invalid_image"
+
+
+class ImageUnreadable(ImageError):
+    """The bytes are not a whole picture in a format that is read here."""
+
+    code = "image_unreadable"
+
+
+class ImageTooLarge(ImageError):
+    """The picture exceeds the limit on bytes, pixels or frames."""
+
+    code = "image_too_large"
+
+
+class ModelError(MedserveError):
+    """The model is not in a state to answer."""
+
+    code = "model_unavailable"
+
+
+class ModelLoading(ModelError):
+    """The model is on its way; asking again later will help."""
+
+    code = "model_loading"
+
+
+class ModelFailed(ModelError):
+    """The model could not be loaded; asking again will not help until the reason is mended."""
+
+    code = "model_failed"
+
+
+class WeightsMissing(ModelFailed):
+    """A weights file does not exist."""
+
+    code = "weights_missing"
+
+
+class WeightsCorrupt(ModelFailed):
+    """A weights file is not what its name says, is cut short or belongs to another model."""
+
+    code = "weights_corrupt"
+
+
+class ProjectorMissing(ModelFailed):
+    """Image work needs a vision projector (mmproj) file and none was given or found."""
+
+    code = "projector_missing"
+
+
+class ModelBlind(ModelFailed):
+    """The model answers alike whatever picture it is shown, or counts no image tokens."""
+
+    code = "model_blind"
+
+
+class ModelBusy(ModelError):
+    """Every place in the model's waiting room is taken."""
+
+    code = "model_busy"
+
+
+class EngineError(MedserveError):
+    """The engine failed this one request."""
+
+    code = "engine_error"
+
+
+class WorkerCrashed(EngineError):
+    """The model's worker process ended while it had work to do."""
+
+    code = "worker_crashed"
+
+
+class EngineTimeout(EngineError):
+    """The engine did not answer within the limit."""
+
+    code = "engine_timeout"
+
+
+class SourceFailed(MedserveError):
+    """A server that holds pictures could not be reached, was late, or did not hand over what was asked for."""
+
+    code = "source_failed"
