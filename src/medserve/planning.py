@@ -1,0 +1,115 @@
+"""Whether a study fits into a model's context is known before anything is sent; a refusal says what would fit."""
+
+import re
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+
+from medserve.errors import ContextOverflow
+from medserve.generation import GenerationRequest
+
+SLACK = 16
+"""Tokens of the turn format around a question: begin and end marks, roles, line breaks."""
+
+CHARACTERS = 8
+"""Characters of text that one token stands for at most, over a sentence: Gemma's tokens have 4 on average."""
+
+
+def fewest_tokens(text: str) -> int:
+    """Tokens that a text has at least, known without a tokenizer; a plan with it refuses only what cannot fit."""
+    return -(-len(text) // CHARACTERS)
+
+
+MARKS = 4
+"""Tokens around a picture in Gemma's prompts: its begin and end marks and the line breaks beside them."""
+
+LABEL_TOKENS = 6
+"""Most tokens of a label such as "SLICE 85": a word in one or two, a space, and each digit."""
+
+BYTES_PER_TOKEN = 3
+"""Of text, estimated low on purpose: Gemma's tokens hold 4 to 5 bytes of English and about 3 of other languages."""
+
+_LABEL = re.compile(r"\s*SLICE [0-9]{1,4}\s*")
+
+Count = Callable[[str], Awaitable[int]]
+"""The exact number of a text's tokens, from an engine that can say it."""
+
+
+@dataclass(frozen=True)
+class Room:
+    """What a prompt with pictures takes of a context: all in tokens. `each` is one picture with its label."""
+
+    context: int
+    each: int
+    text: int
+    answer: int
+
+    @property
+    def taken(self) -> int:
+        """Tokens without any picture."""
+        return self.text + self.answer + SLACK
+
+    @property
+    def pictures(self) -> int:
+        """How many pictures fit; 0 where the words alone fill the context."""
+        return max(0, (self.context - self.taken) // self.each) if self.each else 0
+
+    def needed(self, pictures: int) -> int:
+        return self.taken + pictures * self.each
+
+
+def plan(pictures: int, *, context: int, image_tokens: int, label_tokens: int = 0, text: int, answer: int) -> Room:
+    """The room that `pictures` have, each of `image_tokens` and a label of `label_tokens`, beside `text` and `answer`.
+
+    Raises ContextOverflow, which says how many pictures would fit, when they do not.
+    """
+    room = Room(context, image_tokens + label_tokens, text, answer)
+    if room.needed(pictures) <= context:
+        return room
+    over = f"{room.needed(pictures)} tokens are needed and the model's context has {context}"
+    if not pictures or room.taken >= context:
+        raise ContextOverflow(
+            f"{over}: {room.text} for the words and {room.answer} for the answer; "
+            "shorten the words, ask for fewer max_tokens, or give the model a larger context",
+            param="max_tokens" if answer > text else "messages",
+        )
+    if not room.pictures:
+        raise ContextOverflow(
+            f"{over}: a single picture takes {room.each}; ask for fewer max_tokens or give the model a larger context",
+            param="max_tokens",
+        )
+    raise ContextOverflow(
+        f"{over}: {pictures} pictures take {pictures * room.each}; {room.pictures} would fit: "
+        "send fewer slices or give the model a larger context",
+        param="images",
+    )
+
+
+async def check(request: GenerationRequest, *, context: int, image_tokens: int, count: Count | None = None) -> Room:
+    """The room that a request takes; raises ContextOverflow when prompt and answer cannot both fit into `context`.
+
+    Every byte of text is at most one token, so short texts need no counting. Where that bound does not fit, `count`
+    decides, or an estimate where the engine cannot count.
+    """
+    texts = [part for message in request.messages for part in message.parts if isinstance(part, str)]
+    labels = [text for text in texts if _LABEL.fullmatch(text)]
+    words = "\n".join(text for text in texts if not _LABEL.fullmatch(text)) + request.prefix
+    pictures = len(request.images)
+    label_tokens = LABEL_TOKENS * len(labels) // pictures if pictures else 0
+    turns = SLACK * (len(request.messages) - 1)
+    room = Room(context, image_tokens + MARKS + label_tokens, turns + len(words.encode()), request.max_tokens)
+    if room.needed(pictures) <= context:
+        return room
+    text = await count(words) if count else estimated(words)
+    return plan(
+        pictures,
+        context=context,
+        image_tokens=image_tokens + MARKS,
+        label_tokens=label_tokens,
+        text=turns + text,
+        answer=request.max_tokens,
+    )
+
+
+def estimated(text: str) -> int:
+    """Tokens of a text without a tokeniser: rather too many than too few, and at least one for each word."""
+    return max(len(text.split()), -(-len(text.encode()) // BYTES_PER_TOKEN))

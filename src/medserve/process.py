@@ -1,0 +1,172 @@
+"""A child process that says when it is ready, tells why when it is not, and is gone when we are.
+
+The protocol has three lines. The parent writes one JSON line, what to load, and then keeps the child's standard input
+open. The child answers with one JSON line on its standard output, `{"ready": {...}}` with facts or
+`{"error": {"code": ..., "message": ...}}`. When its standard input ends, because the parent closed it or died however
+suddenly, the child ends too.
+"""
+
+import asyncio
+import json
+import os
+import re
+import shutil
+import sys
+import tempfile
+from collections import deque
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from medserve.errors import ModelFailed
+
+HERE = Path(__file__).parent.parent
+"""Where this very package was imported from; its workers must come from there too."""
+GRACE_SECONDS = 5.0
+TAIL_LINES = 200
+LINE_BYTES = 2**20
+ENVIRONMENT = re.compile(
+    r"PATH|HOME|LANG|LC_ALL|TMPDIR|PYTHONPATH|VIRTUAL_ENV|LD_LIBRARY_PATH|DYLD_.*|CUDA_.*|NVIDIA_.*|HIP_.*|ROCR_.*|GGML_.*"
+)
+"""What a child inherits. A list of what is allowed, because keys and tokens have names that nobody can foresee."""
+
+
+class Child:
+    """A running worker: its facts once ready, a private directory for its socket, and the moment it ends."""
+
+    def __init__(self, process: asyncio.subprocess.Process, directory: Path) -> None:
+        self.directory = directory
+        self.facts: Mapping[str, Any] = {}
+        self._process = process
+        self._tail: deque[str] = deque(maxlen=TAIL_LINES)
+        self._listener = asyncio.create_task(self._listen())
+        self._end = asyncio.create_task(process.wait())
+
+    @classmethod
+    async def start(
+        cls, module: str, spec: Mapping[str, Any], *, seconds: float, environment: Mapping[str, str] | None = None
+    ) -> "Child":
+        """Run `python -m module` and wait until it is ready; raises ModelFailed with the child's own reason."""
+        directory = Path(tempfile.mkdtemp(prefix="medserve-"))  # mode 0700: only this user can reach the socket
+        try:
+            child = cls(await _spawn(module, environment or {}), directory)
+        except BaseException:
+            shutil.rmtree(directory, ignore_errors=True)
+            raise
+        try:
+            child.facts = await child._ready({**spec, "directory": str(directory)}, seconds)
+        except BaseException:
+            await child.stop(grace=0)
+            raise
+        return child
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    @property
+    def alive(self) -> bool:
+        return self._process.returncode is None
+
+    async def ended(self) -> int:
+        """Wait for the child's end, whatever its cause; its exit status, negative for a signal."""
+        return await asyncio.shield(self._end)
+
+    def obituary(self) -> str:
+        """How the child ended, in words that hold no path and no prompt."""
+        status = self._process.returncode
+        if status is None:
+            return "is still running"
+        return f"was ended by signal {-status}" if status < 0 else f"ended with status {status}"
+
+    async def stop(self, *, grace: float = GRACE_SECONDS) -> None:
+        """End the child, with force if it takes longer than `grace` seconds, and remove its directory."""
+        if self._process.stdin is not None:
+            self._process.stdin.close()
+        try:
+            async with asyncio.timeout(grace):
+                await self.ended()
+        except TimeoutError:
+            with suppress(ProcessLookupError):
+                self._process.kill()
+            await self.ended()
+        finally:
+            self._listener.cancel()
+            shutil.rmtree(self.directory, ignore_errors=True)
+
+    async def _ready(self, spec: Mapping[str, Any], seconds: float) -> Mapping[str, Any]:
+        assert self._process.stdin is not None  # noqa: S101 - it is a pipe
+        assert self._process.stdout is not None  # noqa: S101 - it is a pipe
+        with suppress(BrokenPipeError, ConnectionResetError):
+            self._process.stdin.write(json.dumps(spec).encode() + b"\n")
+            await self._process.stdin.drain()
+        try:
+            async with asyncio.timeout(seconds):
+                line = await self._process.stdout.readline()
+        except TimeoutError:
+            raise ModelFailed(
+                f"the model was not loaded within {seconds:g} seconds; raise limits.load_seconds if it needs longer"
+            ) from None
+        said = json.loads(line) if line else {}
+        if "ready" in said:
+            ready: Mapping[str, Any] = said["ready"]
+            return ready
+        with suppress(TimeoutError):
+            async with asyncio.timeout(GRACE_SECONDS):
+                await asyncio.gather(self.ended(), self._listener)  # its last words explain why
+        error = said.get("error") or {"code": "", "message": f"the model's worker {self.obituary()} while it loaded"}
+        raise failure(error["code"], self._explained(error["message"]))
+
+    def _explained(self, message: str) -> str:
+        """The message and its cause: of llama.cpp's complaints the first, which led to the rest, of others the last."""
+        logged = [line for line in self._tail if re.search(r" E ", line)][:1]
+        raised = [line for line in self._tail if re.search(r"Error\b|assert|failed", line)][-1:]
+        cause = next(iter(logged or raised), None)
+        return f"{message} ({_without_paths(cause)})" if cause else message
+
+    async def _listen(self) -> None:
+        """Keep the end of what the child writes to standard error, so that it never blocks on a full pipe."""
+        assert self._process.stderr is not None  # noqa: S101 - it is a pipe
+        rest = b""
+        while piece := await self._process.stderr.read(LINE_BYTES):
+            *lines, rest = (rest + piece).split(b"\n")
+            self._tail.extend(line.decode(errors="replace") for line in lines)
+            rest = rest[-LINE_BYTES:]
+        self._tail.append(rest.decode(errors="replace"))
+
+
+async def _spawn(module: str, environment: Mapping[str, str]) -> asyncio.subprocess.Process:
+    """A session of its own keeps a Ctrl-C at the terminal from ending the child before its parent has finished."""
+    inherited = {name: value for name, value in os.environ.items() if ENVIRONMENT.fullmatch(name)}
+    inherited["PYTHONPATH"] = os.pathsep.join(filter(None, (str(HERE), inherited.get("PYTHONPATH"))))
+    return await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-P",
+        "-m",
+        module,
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+        env={**inherited, **environment},
+        start_new_session=True,
+        limit=LINE_BYTES,
+    )
+
+
+def failure(code: str, message: str) -> ModelFailed:
+    """The error of the tree under ModelFailed that carries `code`."""
+    kinds = {kind.code: kind for kind in _family(ModelFailed)}
+    return kinds.get(code, ModelFailed)(message, param="model")
+
+
+def _family(kind: type[ModelFailed]) -> Iterator[type[ModelFailed]]:
+    yield kind
+    for child in kind.__subclasses__():
+        yield from _family(child)
+
+
+def _without_paths(line: str) -> str:
+    """A line of a log without its time and with directories cut away: which machine this is, is nobody's business."""
+    said = re.sub(r"^[\d.]+ E ", "", line)
+    return re.sub(r"(?:/[^\s'\"/]+)+/", "", said).strip()[:300]
