@@ -1,0 +1,185 @@
+"""What every engine promises, whatever runs behind it: a new engine joins by one line in ENGINES."""
+
+import asyncio
+import json
+from collections.abc import Awaitable, Callable
+from contextlib import aclosing
+
+import pytest
+
+from medserve.engines import Engine
+from medserve.engines.llama_cpp import LlamaCpp
+from medserve.engines.scripted import Scripted
+from medserve.errors import InvalidRequest, NotSupported
+from medserve.generation import Chunk, Finish, Sampling, collect
+from tests.engines.subjects import ask, picture
+
+pytestmark = pytest.mark.anyio
+
+ENGINES = ("scripted", "llama-cpp")
+SCHEMA = {
+    "type": "object",
+    "properties": {"colour": {"enum": ["brown", "black"]}, "even": {"type": "boolean"}},
+    "required": ["colour", "even"],
+    "additionalProperties": False,
+}
+
+Prepare = Callable[..., Engine]
+"""Gives the engine under test; one that needs a script is given these replies."""
+
+
+@pytest.fixture(params=ENGINES)
+def prepare(request: pytest.FixtureRequest, llama: LlamaCpp) -> Prepare:
+    engines: dict[str, Prepare] = {"scripted": lambda *replies: Scripted(replies), "llama-cpp": lambda *_: llama}
+    return engines[request.param]
+
+
+async def pieces(engine: Engine, **wishes: object) -> list[Chunk]:
+    return [chunk async for chunk in engine.stream(ask("Describe the image.", **wishes))]
+
+
+async def test_pieces_add_up(prepare: Prepare) -> None:
+    """The streamed pieces are the whole answer, and asking again gives the same one."""
+    engine = prepare("brown and round", "brown and round")
+
+    chunks = await pieces(engine)
+    whole = await collect(engine.stream(ask("Describe the image.")))
+
+    assert "".join(chunk.text for chunk in chunks) == whole.text
+
+
+async def test_only_the_last_piece_sums_up(prepare: Prepare) -> None:
+    """Finish, usage and timings come once, at the end."""
+    chunks = await pieces(prepare("brown and round"))
+
+    assert all(chunk.finish is None and chunk.usage is None for chunk in chunks[:-1])
+    assert chunks[-1].finish is not None
+    assert chunks[-1].usage is not None
+    assert chunks[-1].timings is not None
+
+
+async def test_stop(prepare: Prepare) -> None:
+    """The answer ends before a stop text."""
+    engine = prepare("brown and round", "brown and round")
+    free = await collect(engine.stream(ask("Describe the image.")))
+    stop = free.text[2:4]
+
+    stopped = await collect(engine.stream(ask("Describe the image.", stop=(stop,))))
+
+    assert stopped.text == free.text[: free.text.index(stop)]
+    assert stopped.finish is Finish.STOP
+
+
+async def test_token_limit(prepare: Prepare) -> None:
+    """An answer cut by the limit says so."""
+    result = await collect(prepare("one two three four five").stream(ask("Describe the image.", max_tokens=1)))
+
+    assert result.finish is Finish.LENGTH
+    assert result.usage.completion == 1
+
+
+async def test_seed(prepare: Prepare) -> None:
+    """The same seed draws the same answer."""
+    engine = prepare("brown", "brown")
+    wish = ask("Describe the image.", sampling=Sampling(temperature=1.0, seed=7))
+
+    first, second = await collect(engine.stream(wish)), await collect(engine.stream(wish))
+
+    assert first.text == second.text
+
+
+async def test_choices(prepare: Prepare) -> None:
+    """The answer is one of the choices, word for word."""
+    choices = ("melanoma", "mel", 'a "nevus"')
+    result = await collect(prepare("mel").stream(ask("Which one?", choices=choices)))
+
+    assert result.text in choices
+    assert result.finish is Finish.STOP
+
+
+async def test_schema(prepare: Prepare) -> None:
+    """An answer bound by a schema is JSON that fits it."""
+    engine = prepare('{"colour": "brown", "even": true}')
+    result = await collect(engine.stream(ask("Which colour?", schema=SCHEMA, max_tokens=64)))
+
+    answer = json.loads(result.text)
+    assert set(answer) == {"colour", "even"}
+    assert answer["colour"] in {"brown", "black"}
+
+
+async def test_logprobs(prepare: Prepare) -> None:
+    """Log-probabilities are given for every token, with as many alternatives as asked for, or the wish is refused."""
+    engine = prepare("brown")
+    wish = ask("Which colour?", max_tokens=3, top_logprobs=2)
+    if not engine.capabilities.logprobs:
+        with pytest.raises(NotSupported):
+            await collect(engine.stream(wish))
+        return
+
+    result = await collect(engine.stream(wish))
+
+    assert 1 <= len(result.logprobs) <= 3
+    for entry in result.logprobs:
+        assert entry.logprob <= 0
+        assert len(entry.top) == 2
+        assert max(entry.top, key=lambda other: other[1])[1] >= entry.logprob
+
+
+async def test_prefix(prepare: Prepare) -> None:
+    """A forced beginning is part of the answer, and the answer goes on from there."""
+    result = await collect(prepare("brown").stream(ask("Which colour?", prefix="It is")))
+
+    assert result.text.startswith("It is")
+    assert len(result.text) > len("It is")
+
+
+async def test_usage_of_words(prepare: Prepare) -> None:
+    """Words are counted, and without a picture there are no image tokens."""
+    result = await collect(prepare("brown").stream(ask("Which colour?")))
+
+    assert result.usage.prompt > 0
+    assert result.usage.completion > 0
+    assert result.usage.image == 0
+    assert result.usage.encodes == 0
+
+
+@pytest.mark.parametrize("number", [1, 2, 3])
+async def test_image_tokens(prepare: Prepare, number: int) -> None:
+    """Every picture takes as many tokens as the engine declares."""
+    engine = prepare("brown")
+    pictures = [picture(seed) for seed in range(number)]
+    result = await collect(engine.stream(ask(*pictures, "Which colour?")))
+
+    assert result.usage.image == number * engine.capabilities.image_tokens
+    assert result.usage.prompt > result.usage.image
+
+
+async def test_leaving_early(prepare: Prepare) -> None:
+    """A reader who leaves frees the place: the next question is answered at once."""
+    engine = prepare(*["one two three four five"] * 4)
+    for _ in range(3):
+        async with aclosing(engine.stream(ask("Describe the image.", max_tokens=512))) as chunks:
+            await anext(chunks)
+
+    async with asyncio.timeout(20):
+        result = await collect(engine.stream(ask("Which colour?", max_tokens=2)))
+
+    assert result.usage.completion > 0
+
+
+async def test_many_at_once(prepare: Prepare) -> None:
+    """Questions that are asked at the same time are all answered."""
+    engine = prepare(*["brown"] * 6)
+    asked: list[Awaitable[object]] = [
+        collect(engine.stream(ask(picture(number % 2), "Which colour?", max_tokens=4))) for number in range(6)
+    ]
+
+    results = await asyncio.gather(*asked)
+
+    assert len(results) == 6
+
+
+async def test_bad_wishes() -> None:
+    """What makes no sense is refused before any engine sees it."""
+    with pytest.raises(InvalidRequest):
+        ask("Which colour?", choices=("a",), schema=SCHEMA)
