@@ -1,0 +1,56 @@
+"""A recorded report comes out again word for word, and any difference is seen."""
+
+import pytest
+
+from medserve.engines.scripted import Reply, Scripted
+from medserve.errors import InvalidRequest
+from medserve.generation import Sampling
+from medserve.replay import replayed
+from medserve.reports import Report
+from medserve.workflow import examine
+from medserve.workflows import find
+from tests.pictures import study
+from tests.workflows.test_dermoscopy import ANSWERS
+
+
+async def recorded() -> Report:
+    """A report as it comes back from disk."""
+    made = await examine(find("dermoscopy"), study(), Scripted(ANSWERS), sampling=Sampling(temperature=0.5, seed=7))
+    return Report.model_validate_json(made.model_dump_json())
+
+
+async def test_the_same_report_comes_out() -> None:
+    """Every prompt, reply, value and flag, and the conclusion."""
+    report = await recorded()
+
+    again = await replayed(report, study())
+
+    assert report.same_answers(again)
+    assert (0.5, 7) == (again.steps[0].temperature, again.steps[0].seed)
+
+
+async def test_a_changed_reply_is_seen() -> None:
+    """Comparing would mean nothing if everything were the same."""
+    report = await recorded()
+    changed = report.model_copy(
+        update={"steps": (report.steps[0].model_copy(update={"reply": "round"}), *report.steps[1:])}
+    )
+
+    assert not report.same_answers(await replayed(changed, study()))
+
+
+async def test_another_picture_is_refused() -> None:
+    """A report is about the pictures that it was made of."""
+    with pytest.raises(InvalidRequest, match="their content differs"):
+        await replayed(await recorded(), study(99))
+
+
+async def test_thinking_is_replayed_too() -> None:
+    """It is part of what was said."""
+    thoughtful = Reply("irregular", thinking="a notch on the left")
+    report = await examine(find("dermoscopy"), study(), Scripted((thoughtful, *ANSWERS[1:])))
+
+    again = await replayed(report, study())
+
+    assert "a notch on the left" == again.steps[0].thinking
+    assert report.same_answers(again)
