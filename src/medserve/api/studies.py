@@ -1,0 +1,111 @@
+"""What a request brings becomes one study through the one door; uploads lie on disk and not in memory."""
+
+from collections import Counter
+from collections.abc import AsyncIterator, Container, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from fastapi import Request
+
+from medserve import references
+from medserve.errors import InvalidRequest, MedserveError
+from medserve.imaging import encoded, intake
+from medserve.imaging.intake import Reading, Wanted
+from medserve.imaging.material import most_files
+from medserve.multipart import Malformed, Part, Parts
+from medserve.references import Given
+from medserve.settings import Limits, Settings
+from medserve.threads import in_thread
+
+TEXT_FIELDS = 16
+"""More fields than a form can have here; beyond it the form is refused."""
+PIECE = 2**20
+"""Bytes of an upload that are written at once."""
+_OF_FILES = (None, "image", "images", "files")
+"""Names that the layers below have for the field in which pictures come."""
+
+
+async def read(given: Sequence[str | Path], settings: Settings, wanted: Wanted, param: str = "images") -> Reading:
+    """The study in texts of a request (data URI, base64, reference) and uploaded files; errors name the field."""
+    places = [f"{param}.{place}" for place in range(len(given))]
+    items = [await _one(one, settings.limits, place) for one, place in zip(given, places, strict=True)]
+    return await _together(items, settings, wanted, places[0] if len(places) == 1 else param)
+
+
+async def read_one(text: str, settings: Settings, wanted: Wanted, param: str) -> Reading:
+    """`read` for a field that is no list."""
+    return await _together([await _one(text, settings.limits, param)], settings, wanted, param)
+
+
+async def _one(given: str | Path, limits: Limits, param: str) -> Given:
+    if isinstance(given, Path) or references.is_address(given):
+        return given
+    try:
+        return await encoded.read(given, limits)
+    except InvalidRequest as error:
+        raise _placed(error, param) from None
+
+
+async def _together(items: Sequence[Given], settings: Settings, wanted: Wanted, param: str) -> Reading:
+    try:
+        async with references.gathered(items, settings) as materials:
+            return await intake.reading(materials, settings.limits, wanted)
+    except (InvalidRequest, references.SourceFailed) as error:
+        raise _placed(error, param) from None
+
+
+def _placed(error: MedserveError, param: str) -> MedserveError:
+    """The error with the field's own name, unless it is about another one."""
+    if error.param not in _OF_FILES:
+        return error
+    return type(error)(f"{param}: {error.message}", param=param)
+
+
+@dataclass(frozen=True)
+class Form:
+    """A form as it came: its texts and its files, each with the name of its field, in their order."""
+
+    texts: tuple[tuple[str, str], ...]
+    files: tuple[tuple[str, Path], ...]
+
+
+@asynccontextmanager
+async def form(request: Request, limits: Limits) -> AsyncIterator[Form]:
+    """The request's form, whose files lie in a folder for as long as the context lasts."""
+    async with references.spool() as folder:
+        try:
+            parts = await _received(request, folder, limits)
+        except Malformed as error:
+            raise InvalidRequest(f"the form is refused: {error}") from None
+        yield Form(
+            tuple((part.name, part.text) for part in parts if part.text is not None),
+            tuple((part.name, part.path) for part in parts if part.path is not None),
+        )
+
+
+def sorted_out(form: Form, known: Container[str]) -> tuple[dict[str, str], list[Path]]:
+    """The texts of a form by name, and the files of its study; `known` are the names of texts that may be quoted.
+
+    An empty text counts as left out, as a browser's form sends it.
+    """
+    if any(name != "images" for name, _ in form.files) or any(name == "images" for name, _ in form.texts):
+        raise InvalidRequest("send pictures as files under the name images, and nothing else", param="images")
+    texts = [(name, value) for name, value in form.texts if value]
+    if twice := [name for name, count in Counter(name for name, _ in texts).items() if count > 1]:
+        once = twice[0] if twice[0] in known else "a field"
+        raise InvalidRequest(f"{once} is given more than once; give it once", param=once)
+    return dict(texts), [path for _, path in form.files]
+
+
+async def _received(request: Request, folder: Path, limits: Limits) -> list[Part]:
+    kind = request.headers.get("content-type", "")
+    held = bytearray()
+    with Parts(kind, folder, files=most_files(limits), texts=TEXT_FIELDS) as parts:
+        async for piece in request.stream():
+            held += piece
+            if len(held) >= PIECE:
+                await in_thread(parts.feed, bytes(held))
+                held.clear()
+        await in_thread(parts.feed, bytes(held))
+        return parts.finish()

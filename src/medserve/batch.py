@@ -1,0 +1,163 @@
+"""Studies one after another, each with its report or its own error: one bad file stops no other."""
+
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from medserve import references
+from medserve.engines import Engine
+from medserve.errors import EngineError, InvalidRequest, SourceFailed
+from medserve.generation import Sampling
+from medserve.imaging import intake
+from medserve.imaging.intake import Reading, Wanted
+from medserve.models import Models
+from medserve.reports import Report, Step, as_text
+from medserve.settings import Settings
+from medserve.threads import in_thread
+from medserve.workflow import Workflow, examine
+
+if TYPE_CHECKING:
+    from rich.status import Status as Spinner
+
+WIDEST_ANSWER = 60
+"""Characters of an answer in the progress display."""
+
+
+@dataclass(frozen=True)
+class Order:
+    """What is to be done with every study, and where its report goes."""
+
+    workflow: Workflow
+    options: Mapping[str, Any]
+    sampling: Sampling
+    as_json: bool = False
+    folder: Path | None = None
+
+
+@dataclass
+class Tally:
+    """How it went: studies that were refused, studies the model failed on, and reports that need review."""
+
+    refused: int = 0
+    failed: int = 0
+    review: int = 0
+
+
+async def examine_all(order: Order, studies: Iterable[Sequence[str]], settings: Settings, *, quiet: bool) -> Tally:
+    """Examine every study and deliver its report; raises ModelError when the model cannot be loaded.
+
+    A study is what `reading` takes: paths and references that belong together.
+    """
+    tally = Tally()
+    models = Models(settings)
+    try:
+        with progress_display(quiet) as progress:
+            model = models.get()
+            progress.say(f"loading {model.name}")
+            await model.ready()
+            for names in studies:
+                called = names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more"
+                progress.note(called)
+                try:
+                    report = await _report(order, names, model, settings, progress)
+                except InvalidRequest as error:
+                    progress.fault(f"{called}: {error.message}")
+                    tally.refused += 1
+                except (EngineError, SourceFailed) as error:
+                    progress.fault(f"{called}: {error.message}")
+                    tally.failed += 1
+                else:
+                    tally.review += report.needs_review
+                    progress.pause()
+                    await _deliver(report, order, called)
+    finally:
+        await models.close()
+    return tally
+
+
+async def reading(names: Sequence[str], settings: Settings, wanted: Wanted) -> Reading:
+    """The one study in files, folders, archives and references; raises InvalidRequest or SourceFailed."""
+    given = [name if references.is_reference(name) else Path(name) for name in names]
+    async with references.gathered(given, settings) as materials:
+        return await intake.reading(materials, settings.limits, wanted)
+
+
+async def _report(
+    order: Order, names: Sequence[str], engine: Engine, settings: Settings, progress: "Progress"
+) -> Report:
+    study = (await reading(names, settings, Wanted(order.workflow.modality))).study
+    return await examine(
+        order.workflow, study, engine, options=order.options, sampling=order.sampling, progress=progress.step
+    )
+
+
+async def _deliver(report: Report, order: Order, called: str) -> None:
+    """Print the report and write it where asked, under a name made of its content and never of the patient's file."""
+    typer.echo(report.model_dump_json() if order.as_json else f"{as_text(report)}\n")
+    if order.folder is not None:
+        written = await in_thread(_write, report, order.folder)
+        typer.echo(f"{called} -> {written}", err=True)
+
+
+def _write(report: Report, folder: Path) -> Path:
+    target = folder / f"{report.provenance.workflow}-{report.study.sha256[:16]}.json"
+    try:
+        target.write_text(report.model_dump_json(indent=2) + "\n", encoding="utf-8")
+        target.with_suffix(".txt").write_text(as_text(report) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise InvalidRequest(f"the report cannot be written to {folder}: {error.strerror}", param="out") from None
+    return target
+
+
+class Progress:
+    """What a waiting person sees on standard error: the step in work, and each answer as it comes."""
+
+    def __init__(self, spinner: "Spinner | None") -> None:
+        self._spinner = spinner
+
+    def say(self, words: str) -> None:
+        """What is being done now."""
+        if self._spinner is not None:
+            self._spinner.update(words)
+            self._spinner.start()
+
+    def pause(self) -> None:
+        """Leave the terminal to what is printed next."""
+        if self._spinner is not None:
+            self._spinner.stop()
+
+    def note(self, words: str) -> None:
+        """A line that stays, for a watching person only."""
+        if self._spinner is not None:  # its own console prints above it and not into it
+            self._spinner.console.print(words, highlight=False, soft_wrap=True)
+
+    def fault(self, words: str) -> None:
+        """A line that stays, for everyone."""
+        self.pause()
+        typer.secho(f"error: {words}", fg="red", err=True)
+
+    def step(self, name: str, step: Step | None) -> None:
+        """A question of the workflow as it begins (None) and as it ends."""
+        if step is None:
+            self.say(name)
+            return
+        seconds = step.prompt_seconds + step.completion_seconds
+        shown = "not readable" if step.value is None else " ".join(str(step.value).split())
+        self.note(f"  {name}: {shown[:WIDEST_ANSWER]}  ({seconds:.1f} s)")
+
+
+@contextmanager
+def progress_display(quiet: bool) -> Iterator[Progress]:
+    """A display on a terminal, and nothing at all for scripts."""
+    if quiet or not sys.stderr.isatty():
+        yield Progress(None)
+        return
+    from rich.console import Console
+
+    with Console(stderr=True, markup=False, emoji=False).status("") as spinner:
+        yield Progress(spinner)

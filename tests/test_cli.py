@@ -1,0 +1,300 @@
+"""The command line: reports on standard output, words for people on standard error, and exit codes for scripts."""
+
+import json
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from medserve import __version__, cli
+from tests.serving import serving
+
+SCRIPT = """
+[[models]]
+name = "script"
+engine = "scripted"
+replies = [{replies}]
+"""
+ANSWERS = (
+    "round",
+    "yes",
+    "dots, streaks",
+    "brown and tan",
+    "The shape is consistent with the picture. The border is sharp and a small scale lies in the middle.",
+    "NV",
+)
+
+
+@dataclass(frozen=True)
+class Said:
+    """What a command printed and how it ended."""
+
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def script(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model that gives the six answers of a clean dermoscopy report, four times over."""
+    config = tmp_path / "medserve.toml"
+    config.write_text(SCRIPT.format(replies=", ".join(json.dumps(answer) for answer in ANSWERS * 4)))
+    monkeypatch.setenv("MEDSERVE_CONFIG", str(config))
+
+
+def medserve(capsys: pytest.CaptureFixture[str], *arguments: object) -> Said:
+    """Run a command in this process."""
+    code = 0
+    patch = pytest.MonkeyPatch()
+    patch.setattr(sys, "argv", ["medserve", *map(str, arguments)])
+    try:
+        cli.main()
+    except SystemExit as end:
+        code = int(end.code or 0)
+    finally:
+        patch.undo()
+    out, err = capsys.readouterr()
+    return Said(code, out, err)
+
+
+def refused(said: Said) -> str:
+    """What a command said that refused with one line, exit code 2, nothing on standard output and no traceback."""
+    assert (2, "") == (said.code, said.out)
+    assert said.err.startswith("error: ")
+    assert 1 == len(said.err.splitlines())
+    return said.err
+
+
+@pytest.mark.usefixtures("script")
+def test_a_report_is_printed_for_people(capsys: pytest.CaptureFixture[str], dermoscopy: Path) -> None:
+    """The text on standard output, and nothing else anywhere when nobody watches."""
+    said = medserve(capsys, "run", "dermoscopy", dermoscopy)
+
+    assert (0, "") == (said.code, said.err)
+    assert said.out.startswith("Dermoscopy report\n====")
+    assert "NV (melanocytic nevus)" in said.out
+
+
+@pytest.mark.usefixtures("script")
+def test_json_is_one_object_a_line(capsys: pytest.CaptureFixture[str], dermoscopy: Path) -> None:
+    """However many pictures: each line is a whole report."""
+    said = medserve(capsys, "run", "dermoscopy", dermoscopy, dermoscopy, "--json")
+
+    reports = [json.loads(line) for line in said.out.splitlines()]
+    assert ["NV", "NV"] == [report["conclusion"]["label"] for report in reports]
+
+
+@pytest.mark.usefixtures("script")
+def test_reports_are_written_under_the_name_of_their_content(
+    capsys: pytest.CaptureFixture[str], dermoscopy: Path, tmp_path: Path
+) -> None:
+    """As JSON and as text, in a folder that is made, and without the name of the patient's file."""
+    patient = tmp_path / "Mustermann.jpg"
+    patient.write_bytes(dermoscopy.read_bytes())
+    said = medserve(capsys, "run", "dermoscopy", patient, "--json", "--out", tmp_path / "new" / "reports")
+
+    report = json.loads(said.out)
+    name = f"dermoscopy-{report['study']['sha256'][:16]}"
+    written = sorted((tmp_path / "new" / "reports").iterdir())
+    assert [f"{name}.json", f"{name}.txt"] == [file.name for file in written]
+    assert report == json.loads(written[0].read_text())
+    assert "Mustermann" not in written[0].read_text() + written[1].read_text()
+
+
+@pytest.mark.usefixtures("script")
+def test_one_bad_file_stops_no_other(capsys: pytest.CaptureFixture[str], dermoscopy: Path, tmp_path: Path) -> None:
+    """Each is told of with its reason, the others are reported, and the exit code says that something was wrong."""
+    (tmp_path / "empty.jpg").touch()
+    (tmp_path / "text.jpg").write_text("no picture")
+    files = (tmp_path / "empty.jpg", dermoscopy, tmp_path / "text.jpg", tmp_path / "none.jpg", tmp_path, dermoscopy)
+    said = medserve(capsys, "run", "dermoscopy", *files, "--json")
+
+    assert (2, 2) == (said.code, len(said.out.splitlines()))
+    reasons = ("empty (0 bytes)", "not a picture", "No such file or directory", "Is a directory")
+    for line, reason in zip(said.err.splitlines(), reasons, strict=True):
+        assert reason in line
+
+
+@pytest.mark.usefixtures("script")
+def test_a_model_that_fails_on_a_picture_is_code_3(capsys: pytest.CaptureFixture[str], dermoscopy: Path) -> None:
+    """The script is out of answers at the fifth picture: the others are there."""
+    said = medserve(capsys, "run", "dermoscopy", *[dermoscopy] * 5, "--json")
+
+    assert (3, 4) == (said.code, len(said.out.splitlines()))
+    assert "none left" in said.err
+
+
+@pytest.mark.usefixtures("script")
+def test_strict_is_code_4_when_a_report_needs_review(capsys: pytest.CaptureFixture[str], dermoscopy: Path) -> None:
+    """A clean report passes; with three more questions the script answers the wrong ones, and that is noticed."""
+    clean = medserve(capsys, "run", "dermoscopy", dermoscopy, "--strict")
+    unclean = medserve(capsys, "run", "dermoscopy", dermoscopy, "--strict", "-o", "signs=true")
+    lenient = medserve(capsys, "run", "dermoscopy", dermoscopy, "-o", "signs=true")
+
+    assert (0, 4, 0) == (clean.code, unclean.code, lenient.code)
+    assert "NEEDS REVIEW" in unclean.out
+
+
+@pytest.mark.usefixtures("script")
+def test_progress_is_shown_on_a_terminal_only(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, dermoscopy: Path
+) -> None:
+    """Each step with its answer, on standard error; --quiet leaves it out."""
+    silent = medserve(capsys, "run", "dermoscopy", dermoscopy)
+    monkeypatch.setattr("medserve.batch.sys.stderr.isatty", lambda: True, raising=False)
+    watched = medserve(capsys, "run", "dermoscopy", dermoscopy)
+    quiet = medserve(capsys, "run", "dermoscopy", dermoscopy, "--quiet")
+
+    assert "" == silent.err
+    assert "  Shape: round  (0.0 s)" in watched.err
+    assert "Shape: round" not in quiet.err
+
+
+@pytest.mark.usefixtures("script")
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["run", "astrology", "a.jpg"], "dermoscopy"),
+        (["run", "dermoscopy", "a.jpg", "--model", "gpt-9"], "script"),
+        (["run", "dermoscopy", "a.jpg", "--model", "none.gguf"], "no file none.gguf"),
+        (["run", "dermoscopy", "a.jpg", "--mmproj", "a.gguf"], "--model"),
+        (["run", "dermoscopy", "a.jpg", "--temperature", "nan"], "temperature"),
+        (["run", "dermoscopy", "a.jpg", "--temperature", "-1"], "temperature"),
+        (["run", "dermoscopy", "a.jpg", "--seed", "-1"], "seed"),
+        (["run", "dermoscopy", "a.jpg", "-o", "signs"], "name=value"),
+        (["run", "dermoscopy", "a.jpg", "-o", "signs=perhaps"], "signs"),
+        (["run", "dermoscopy", "a.jpg", "-o", "zodiac=1"], "signs"),
+        (["run", "dermoscopy", "a.jpg", "-o", "signs=true", "-o", "signs=false"], "more than once"),
+        (["run", "dermoscopy", "a.jpg", "--out", "/dev/null/reports"], "cannot be written"),
+        (["replay", "none.json", "a.jpg"], "none.json"),
+        (["replay", __file__, "a.jpg"], "not a report"),
+        (["serve", "--host", "192.0.2.1"], "--open-to-network"),
+        (["serve", "--host", "hospital.example.org"], "--open-to-network"),
+        (["serve", "--port", "70000"], "port"),
+    ],
+    ids=lambda value: " ".join(value[:5]) if isinstance(value, list) else None,
+)
+def test_bad_input_is_one_line_and_code_2(capsys: pytest.CaptureFixture[str], arguments: list[str], words: str) -> None:
+    """The line names what is wrong or what to do, before any model is loaded."""
+    assert words in refused(medserve(capsys, *arguments))
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        ("MEDSERVE_PORT", "many", "setting port"),
+        ("MEDSERVE_MODELS", "[[", "models"),
+        ("MEDSERVE_CONFIG", "/none/medserve.toml", "MEDSERVE_CONFIG"),
+        ("MEDSERVE_LIMITS__IMAGES", "0", "limits.images"),
+    ],
+)
+def test_bad_settings_are_one_line_and_code_2(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, name: str, value: str, words: str
+) -> None:
+    """The line names the setting."""
+    monkeypatch.setenv(name, value)
+
+    assert words in refused(medserve(capsys, "ls"))
+
+
+@pytest.mark.parametrize(
+    "arguments", [["run"], ["run", "dermoscopy"], ["walk"], ["ls", "--colour"], ["serve", "--port", "x"]]
+)
+def test_wrong_usage_is_code_2(capsys: pytest.CaptureFixture[str], arguments: list[str]) -> None:
+    """With the usage on standard error."""
+    said = medserve(capsys, *arguments)
+
+    assert (2, "") == (said.code, said.out)
+    assert said.err.startswith("Usage: ")
+
+
+def test_a_model_that_cannot_be_loaded_is_code_3(
+    capsys: pytest.CaptureFixture[str], dermoscopy: Path, tmp_path: Path
+) -> None:
+    """A file that is no model: one line with the reason."""
+    (tmp_path / "page.gguf").write_text("<!doctype html>")
+    said = medserve(capsys, "run", "dermoscopy", dermoscopy, "--model", tmp_path / "page.gguf")
+
+    assert (3, "", 1) == (said.code, said.out, len(said.err.splitlines()))
+    assert "page.gguf is not a whole GGUF file" in said.err
+
+
+@pytest.mark.usefixtures("script")
+def test_a_report_is_replayed_word_for_word(
+    capsys: pytest.CaptureFixture[str], dermoscopy: Path, tmp_path: Path
+) -> None:
+    """The recorded answers make the same report; a changed answer makes another, which is shown."""
+    medserve(capsys, "run", "dermoscopy", dermoscopy, "--out", tmp_path / "reports")
+    (file,) = (tmp_path / "reports").glob("*.json")
+    same = medserve(capsys, "replay", file, dermoscopy)
+    file.write_text(file.read_text().replace('"reply": "round"', '"reply": "oval"'))
+    other = medserve(capsys, "replay", file, dermoscopy)
+
+    assert (0, 1) == (same.code, other.code)
+    assert "the same report word for word: 6 steps" in same.out
+    assert "differs from the recorded one" in other.err
+
+
+@pytest.mark.usefixtures("script")
+def test_a_report_is_not_replayed_on_another_picture(
+    capsys: pytest.CaptureFixture[str], dermoscopy: Path, tmp_path: Path
+) -> None:
+    """By content, not by name."""
+    medserve(capsys, "run", "dermoscopy", dermoscopy, "--out", tmp_path)
+    (report,) = tmp_path.glob("*.json")
+    others = [file for file in dermoscopy.parent.glob("*.jpg") if file != dermoscopy]
+
+    assert "not the pictures" in refused(medserve(capsys, "replay", report, others[0]))
+
+
+@pytest.mark.usefixtures("script")
+def test_models_and_workflows_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
+    """One a line, the default marked."""
+    said = medserve(capsys, "ls")
+
+    assert ["script", "scripted", "-", "default"] in [line.split() for line in said.out.splitlines()]
+    assert "\ndermoscopy  dermoscopy  " in said.out
+
+
+def test_a_service_is_looked_at(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, script: None, tmp_path: Path
+) -> None:
+    """While it runs its models are shown; a port in use is told; afterwards nobody answers."""
+    with serving(environment={"MEDSERVE_CONFIG": str(tmp_path / "medserve.toml")}) as service:
+        running = medserve(capsys, "ps", "--url", service.url)
+        taken = medserve(capsys, "serve", "--port", service.url.rpartition(":")[2])
+        url = service.url
+    gone = medserve(capsys, "ps", "--url", url)
+
+    assert ["script", "ready", "scripted"] == running.out.splitlines()[1].split()[:3]
+    assert "in use" in refused(taken)
+    assert (3, f"error: no medserve answers at {url}; start one with: medserve serve\n") == (gone.code, gone.err)
+
+
+@pytest.mark.parametrize("url", ["nonsense", "http://[", "ftp://127.0.0.1", "http://127.0.0.1:1"])
+def test_an_address_without_service_is_code_3(capsys: pytest.CaptureFixture[str], url: str) -> None:
+    """Whatever is wrong with it."""
+    said = medserve(capsys, "ps", "--url", url)
+
+    assert (3, 1) == (said.code, len(said.err.splitlines()))
+
+
+def test_the_version_is_told_by_both_names_of_the_command() -> None:
+    """`medserve --version` and `python -m medserve --version`, and without loading what a report needs."""
+    command = [sys.executable, "-X", "importtime", "-m", "medserve", "--version"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    loaded = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
+
+    assert f"medserve {__version__}\n" == done.stdout
+    assert set() == loaded & {"numpy", "PIL", "fastapi", "uvicorn", "pydantic", "jsonschema", "httpx"}
+
+
+def test_every_command_has_an_example(capsys: pytest.CaptureFixture[str]) -> None:
+    """And its help is free of marks."""
+    for name in ("run", "replay", "serve", "ls", "ps", "doctor"):
+        said = medserve(capsys, name, "--help")
+        assert 0 == said.code
+        assert f"\n    medserve {name}" in said.out, name
+        assert not set("\b\x1b") & set(said.out)
