@@ -1,0 +1,128 @@
+"""The model card's tables are the evaluation's numbers and nothing else."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+CARD = """---
+license: apache-2.0
+library_name: transformers
+pipeline_tag: image-text-to-text
+tags: [demonstration, gemma3, synthetic]
+---
+
+# medserve-demo
+
+A demonstration model that ships with medserve so that every path of the program runs without a download. **It was
+trained only on drawings that the project makes itself. Its answers have no clinical meaning. It is not for any
+medical use, and what it says about a photograph, a scan or a slide of a real person means nothing.** It is not
+MedGemma, contains no weight of MedGemma or of any other model, and says nothing about how well MedGemma performs.
+Licence: Apache-2.0.
+
+## What it is
+
+A stock `Gemma3ForConditionalGeneration`, the architecture of MedGemma, only small: {parameters:,} parameters.
+SigLIP tower (5 layers, width 128, 4 heads, 64 x 64 pixels in patches of 8), 2 x 2 pooling to 16 picture tokens,
+Gemma 3 decoder (6 layers, five sliding to one full, width 128, 4 heads and 2 key-value heads of 32, window 512,
+8,192 positions), vocabulary {vocabulary:,} (SPM-BPE with byte fallback, Gemma's turn marks). bfloat16 safetensors
+in the Hub's layout, and the same numbers as float16 GGUF (`medserve-demo.gguf`, `medserve-demo-mmproj.gguf`).
+
+## What it was trained on
+
+Drawings of five kinds, made by `tools/demo_model` from numbered seeds ({pictures}); no photograph, scan or slide.
+The lesion classes follow fixed rules over what is drawn, and no drawing carries the signs of two classes:
+
+1. arborizing vessels: BCC
+2. else comedo-like openings or milia-like cysts: BKL
+3. else regression or a blue-white veil, or an irregular shape with streaks: MEL
+4. else: NV
+
+These rules are the drawings' own. They are not dermatology.
+
+## How it was trained
+
+`python -m tools.demo_model all`: seed {seed}, {looking} steps in which the tower alone learns to tell the
+attributes, then {talking} steps of whole conversations, in {processes} process(es) of one thread each, bfloat16
+arithmetic{minutes}.
+
+## What was measured
+
+{date}, `{command}`, drawings that were not trained on (numbers from {first:,} on), {side} px unless said otherwise,
+greedy decoding, exact match of the whole answer. Brackets are 95 % Wilson intervals; "majority" is what always
+giving the commonest right answer would reach. Read through transformers in float32 from the bfloat16 file, unless a
+heading says llama.cpp.
+
+{tables}
+### Agreement of the two engines
+
+{same} of {prompts} greedy answers agree word for word and in their number of tokens between transformers and
+llama.cpp, and {lengths} of {prompts} prompts have the same number of tokens.
+
+## Limits
+
+* It knows its drawings and the ways of asking above. Other questions get a wrong answer, often a confident one.
+* Held-out paraphrases were written by the same people as the trained ones; a user's wording may do worse.
+* What it does badly: colours (it must name all and no more), two structures at once, large lesions that the frame
+  cuts off, and the second look, whose verdicts are little better than always saying "consistent". The numbers are
+  printed as they came.
+* The example drawings of lesions in `drawings/` were picked from those that it reads well; the tables above were not.
+* Label probabilities are those of a small model on easy pictures and are not calibrated for anything else.
+
+"""
+
+HEADINGS = {
+    "own wording": "Closed questions, in the workflows' own wording",
+    "trained paraphrases": "Closed questions, trained paraphrases",
+    "held-out paraphrases": "Closed questions, paraphrases that were never trained",
+    "own wording with system text": "Closed questions, own wording with system text",
+    "own wording, 512 px": "Closed questions, own wording, drawings of 512 px",
+    "answer begun with `Answer:`": "Closed questions, answer begun with `Answer:`",
+}
+
+
+def table(rows: list[dict[str, Any]], name: str) -> str:
+    """One table in Markdown."""
+    lines = [
+        f"### {HEADINGS.get(name, name[0].upper() + name[1:])}",
+        "",
+        "| | n | right | 95 % | majority |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    for row in rows:
+        if row["table"] == name:
+            numbers = f"{row['n']} | {row['accuracy']:.3f} | {row['low']:.3f}-{row['high']:.3f} | {row['majority']:.3f}"
+            lines.append(f"| {row['row']} | {numbers} |")
+    return "\n".join([*lines, ""])
+
+
+def steps_of(plan: dict[str, Any], talks: bool) -> str:
+    """The lengths of the rounds of one kind."""
+    return " + ".join(f"{round_['steps']:,}" for round_ in plan["rounds"] if bool(round_["lessons"]) == talks)
+
+
+def write(folder: Path, work: Path) -> None:
+    """Write MODEL_CARD.md from `evaluation.json` and the training log."""
+    result = json.loads((folder / "evaluation.json").read_text())
+    log = json.loads((work / "training.json").read_text())
+    config = json.loads((folder / "config.json").read_text())
+    names = list(dict.fromkeys(row["table"] for row in result["rows"]))
+    plan, parity = log["plan"], result["parity"]
+    text = CARD.format(
+        parameters=log["parameters"],
+        vocabulary=config["text_config"]["vocab_size"],
+        seed=plan["seed"],
+        pictures=", ".join(f"{count:,} {kind}" for kind, count in log["pictures"].items()),
+        looking=steps_of(plan, talks=False),
+        talking=steps_of(plan, talks=True),
+        processes=plan["processes"],
+        minutes=f", {log['minutes']:.0f} minutes on {log['machine']}",
+        date=result["date"],
+        command=result["command"],
+        first=result["first_drawing"],
+        side=result["picture_side"],
+        tables="\n".join(table(result["rows"], n) for n in names),
+        same=parity["same_answers"],
+        prompts=parity["prompts"],
+        lengths=parity["same_prompt_lengths"],
+    )
+    (folder / "MODEL_CARD.md").write_text(text)
