@@ -97,7 +97,8 @@ async def main(arguments: argparse.Namespace) -> None:
     print("|---|---|---|---|---|---|")
     print(_row("every question cold", cold))
     print(_row("picture reused", warm))
-    print(f"\ncold / reused: {cold.total / warm.total:.2f}; same answers: {warm_report.same_answers(cold_report)}")
+    equal = sum(one.reply == other.reply for one, other in zip(warm_report.steps, cold_report.steps, strict=True))
+    print(f"\ncold / reused: {cold.total / warm.total:.2f}; equal replies: {equal} of {len(warm_report.steps)}")
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ WORDS = (
     "short sentence whether consistent inconsistent then further clearly features list leaves out describe plain not "
     "diagnosis second look class fits best melanoma melanocytic nevus basal cell carcinoma benign keratosis code "
     "MEL NV BCC BKL image skin dermoscopy made on user model system"
-).split()
+)
 
 
 @dataclass(frozen=True)
@@ -171,7 +171,7 @@ def q6_k(shape: Shape, random: np.random.Generator) -> NDArray[np.uint8]:
 
 
 def _vision_values(name: str, shape: Shape, random: np.random.Generator) -> NDArray[np.float16] | NDArray[np.float32]:
-    if "norm" in name or (".ln" in name or "post_ln" in name) and name.endswith("weight"):
+    if "norm" in name or ((".ln" in name or "post_ln" in name) and name.endswith("weight")):
         return np.ones(shape, np.float32)
     if len(shape) == 1 or "position" in name:
         return random.standard_normal(shape, np.float32) * np.float32(0.02)
@@ -189,7 +189,7 @@ def _write_vocabulary(writer: GGUFWriter, size: int) -> None:
     kinds.update({"\n" * count: TokenType.USER_DEFINED for count in (1, 2, 3, 4)})
     kinds.update({f"<0x{byte:02X}>": TokenType.BYTE for byte in range(256)})
     kinds.update({chr(code): TokenType.NORMAL for code in (*range(33, 127), 0x2581)})
-    for word in (*(f"\u2581{word}" for word in WORDS), *WORDS):
+    for word in (*(f"\u2581{word}" for word in WORDS.split()), *WORDS.split()):
         kinds.update({word[:end]: TokenType.NORMAL for end in range(2, len(word) + 1) if word[:end] not in kinds})
     for number in range(size - len(kinds)):
         kinds[f"\u2581w{number}"] = TokenType.NORMAL

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import structlog
 
 from medserve.settings import settings
 
@@ -31,6 +32,7 @@ def clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.
     settings.cache_clear()
     yield
     settings.cache_clear()
+    structlog.reset_defaults()  # a log that was sent to a test's own standard error ends with the test
 
 
 @pytest.fixture

@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 
 from medserve import __version__, cli
+from tests.hostile import samples
+from tests.imaging import phantoms
 from tests.serving import serving
 
 SCRIPT = """
@@ -108,11 +110,19 @@ def test_one_bad_file_stops_no_other(capsys: pytest.CaptureFixture[str], dermosc
     """Each is told of with its reason, the others are reported, and the exit code says that something was wrong."""
     (tmp_path / "empty.jpg").touch()
     (tmp_path / "text.jpg").write_text("no picture")
-    files = (tmp_path / "empty.jpg", dermoscopy, tmp_path / "text.jpg", tmp_path / "none.jpg", tmp_path, dermoscopy)
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "text.txt").write_text("no picture")
+    bad = [tmp_path / name for name in ("empty.jpg", "text.jpg", "none.jpg", "folder")]
+    files = (bad[0], dermoscopy, *bad[1:], dermoscopy)
     said = medserve(capsys, "run", "dermoscopy", *files, "--json")
 
     assert (2, 2) == (said.code, len(said.out.splitlines()))
-    reasons = ("empty (0 bytes)", "not a picture", "No such file or directory", "Is a directory")
+    reasons = (
+        "empty (0 bytes)",
+        "not a file that is read here",
+        "No such file or directory",
+        "no file that is read here",
+    )
     for line, reason in zip(said.err.splitlines(), reasons, strict=True):
         assert reason in line
 
@@ -293,8 +303,88 @@ def test_the_version_is_told_by_both_names_of_the_command() -> None:
 
 def test_every_command_has_an_example(capsys: pytest.CaptureFixture[str]) -> None:
     """And its help is free of marks."""
-    for name in ("run", "replay", "serve", "ls", "ps", "doctor"):
+    for name in ("run", "inspect", "replay", "serve", "ls", "ps", "doctor"):
         said = medserve(capsys, name, "--help")
         assert 0 == said.code
         assert f"\n    medserve {name}" in said.out, name
         assert not set("\b\x1b") & set(said.out)
+
+
+def series(folder: Path) -> Path:
+    """A folder with a CT series."""
+    folder.mkdir()
+    for number, data in enumerate(phantoms.series(phantoms.abdomen())):
+        (folder / f"IM{number:03}").write_bytes(data)
+    return folder
+
+
+def test_studies_are_inspected(capsys: pytest.CaptureFixture[str], dermoscopy: Path, tmp_path: Path) -> None:
+    """Each path is a study: a picture, a folder, a zip; as text and as JSON lines."""
+    folder = series(tmp_path / "series")
+    files = {file.name: file.read_bytes() for file in folder.iterdir()}
+    (tmp_path / "export.zip").write_bytes(samples.zipped(files))
+    text = medserve(capsys, "inspect", dermoscopy, folder, tmp_path / "export.zip")
+    told = medserve(capsys, "inspect", dermoscopy, folder, tmp_path / "export.zip", "--json")
+    picture, loose, zipped = map(json.loads, told.out.splitlines())
+
+    assert (0, "") == (text.code, text.err)
+    assert 2 == text.out.count("12 slices of 48 x 48, 2 x 0.8 x 0.7 mm")
+    assert ("OT", "CT") == (picture["modality"], loose["modality"])
+    assert loose == zipped
+    assert not any(secret in text.out + told.out for secret in phantoms.SECRETS.values())
+
+
+def test_files_are_one_study_together(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """Without --together each slice is a study of its own."""
+    files = sorted(series(tmp_path / "series").iterdir())
+    together = medserve(capsys, "inspect", *files, "--together", "--json")
+    alone = medserve(capsys, "inspect", *files, "--json")
+
+    assert 12 == len(json.loads(together.out)["pictures"])
+    assert [1] * 12 == [len(json.loads(line)["pictures"]) for line in alone.out.splitlines()]
+
+
+def test_a_contact_sheet_is_written(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """Of a slide also the overview with the patches that were drawn."""
+    (tmp_path / "slide.svs").write_bytes(samples.slide(side=2048))
+    said = medserve(
+        capsys, "inspect", tmp_path / "slide.svs", "--magnification", "20", "--patches", "2", "--seed", "1",
+        "--sheet", tmp_path / "seen.png",
+    )  # fmt: skip
+
+    assert "the model sees 2 x 896 x 896 pixels, 512 tokens" in said.out
+    assert ["seen-overview.png", "seen.png"] == sorted(file.name for file in tmp_path.glob("*.png"))
+    assert 2 == said.err.count("written: ")
+
+
+def test_what_cannot_be_inspected_is_told(capsys: pytest.CaptureFixture[str], dermoscopy: Path, tmp_path: Path) -> None:
+    """The others are shown; the exit code says that something was wrong."""
+    (tmp_path / "text").write_text("no picture")
+    said = medserve(capsys, "inspect", tmp_path / "text", dermoscopy, "dicomweb:pacs/studies/1.2/series/1.3", "--json")
+
+    assert (2, 1) == (said.code, len(said.out.splitlines()))
+    assert "not a file that is read here" in said.err
+    assert "there are: none" in said.err
+    assert "one study" in refused(medserve(capsys, "inspect", dermoscopy, dermoscopy, "--sheet", tmp_path / "a.png"))
+    assert "modality" in refused(medserve(capsys, "inspect", dermoscopy, "--modality", "tarot"))
+    assert "patches" in refused(medserve(capsys, "inspect", dermoscopy, "--patches", "0"))
+
+
+@pytest.mark.usefixtures("script")
+def test_a_dicom_file_and_a_folder_are_studies(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """A report of each, with what the files give cause for; they are replayed from the same paths."""
+    data = phantoms.dicom(
+        samples.drawing(64, 64), sop_class=phantoms.SCREENSHOT, modality="OT", BurnedInAnnotation="NO"
+    )
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "IM1").write_bytes(data)
+    (tmp_path / "folder" / "README.TXT").write_text("start me")
+    said = medserve(capsys, "run", "dermoscopy", tmp_path / "folder" / "IM1", tmp_path / "folder", "--json")
+    alone, among = map(json.loads, said.out.splitlines())
+
+    assert ([], ["not_a_picture_dropped"]) == tuple(
+        [c["name"] for c in one["study"]["concerns"]] for one in (alone, among)
+    )
+    assert [False, True] == [one["needs_review"] for one in (alone, among)]
+    (tmp_path / "report.json").write_text(json.dumps(among))
+    assert 0 == medserve(capsys, "replay", tmp_path / "report.json", tmp_path / "folder").code

@@ -1,11 +1,18 @@
 """The promises of planning: what fits is let through, and what does not is told how much would."""
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from medserve.errors import ContextOverflow
-from medserve.planning import SLACK, fewest_tokens, plan
+from medserve.engines.scripted import Scripted
+from medserve.errors import ContextOverflow, InvalidRequest
+from medserve.generation import GenerationRequest, Message, Part, collect
+from medserve.models import Models
+from medserve.planning import SLACK, check, fewest_tokens, plan
+from medserve.settings import DEMO_MODEL, ModelSpec, Settings
+from medserve.workflow import examine
+from medserve.workflows import find
+from tests.pictures import picture, study
 
 
 def test_a_full_series_fits_into_medgemmas_context() -> None:
@@ -60,3 +67,106 @@ def test_what_is_said_to_fit_fits(pictures: int, context: int, tokens: int, text
     assert room.needed(pictures) <= context
     assert pictures <= room.pictures
     assert room.needed(room.pictures + 1) > context
+
+
+def series(slices: int, words: str = "What is there?", answer: int = 500) -> GenerationRequest:
+    """A question about a volume, as the recipe has it."""
+    parts: list[Part] = []
+    for number in range(1, slices + 1):
+        parts += [picture(number % 200), f"SLICE {number}"]
+    return GenerationRequest((Message("user", (*parts, words)),), max_tokens=answer)
+
+
+def scripted(context: int) -> Models:
+    """A script behind a model's handle, with a context of this size."""
+    return Models(Settings(models=(ModelSpec(name="s", engine="scripted", context=context, replies=("yes",) * 9),)))
+
+
+async def test_a_volume_that_is_too_long_is_refused_before_the_engine_is_asked() -> None:
+    """The message says how many slices would fit, and so many do fit."""
+    handle = scripted(8192).get()
+    with pytest.raises(ContextOverflow, match=r"([0-9]+) would fit") as caught:
+        await collect(handle.stream(series(85)))
+    fits = int(caught.value.message.split(" would fit")[0].rsplit(" ", 1)[1])
+
+    engine = await handle.ready()
+    assert isinstance(engine, Scripted)
+    assert not engine.history
+    assert 25 <= fits <= 31
+    assert "yes" == (await collect(handle.stream(series(fits)))).text
+    with pytest.raises(ContextOverflow):
+        await collect(handle.stream(series(fits + 1)))
+
+
+async def test_a_workflow_meets_the_same_check() -> None:
+    """One place for chat and workflows: the first question is not asked."""
+    with pytest.raises(ContextOverflow, match="larger context"):
+        await examine(find("dermoscopy"), study(), scripted(256).get())
+
+
+async def test_a_score_meets_the_same_check() -> None:
+    """Label probabilities are prompts too."""
+    with pytest.raises(ContextOverflow):
+        await scripted(1024).get().score(series(10), ("yes", "no"))
+
+
+async def test_an_engine_that_counts_is_believed() -> None:
+    """An estimate would refuse a text that fits, and let none pass that does not."""
+    asked = []
+
+    async def count(text: str) -> int:
+        asked.append(len(text))
+        return 900
+
+    request = GenerationRequest((Message("user", ("x" * 6000,)),), max_tokens=64)
+    await check(request, context=1024, image_tokens=256, count=count)
+    with pytest.raises(ContextOverflow, match="900 for the words"):
+        await check(request, context=960, image_tokens=256, count=count)
+    await check(request, context=1024, image_tokens=256)
+    with pytest.raises(ContextOverflow, match="2000 for the words"):
+        await check(series(1, "x" * 6000, answer=64), context=1024, image_tokens=256)
+    assert [6000, 6000] == asked
+
+
+async def test_a_short_text_is_not_counted() -> None:
+    """Its bytes are bound enough."""
+
+    async def never(_text: str) -> int:
+        raise AssertionError
+
+    await check(series(2), context=2048, image_tokens=256, count=never)
+
+
+@settings(deadline=None)
+@given(words=st.text(max_size=300), context=st.integers(256, 2048))
+async def test_no_text_makes_the_check_stumble(words: str, context: int) -> None:
+    """Whatever is written, it fits or it is said not to."""
+    try:
+        request = GenerationRequest((Message("user", (words,)),), max_tokens=64)
+    except InvalidRequest:
+        return
+    try:
+        assert (await check(request, context=context, image_tokens=256)).needed(0) <= context
+    except ContextOverflow:
+        return
+
+
+async def test_what_is_said_to_fit_fits_into_the_real_model() -> None:
+    """The demonstration model's own count of the prompt, and the answer, stay within its context."""
+    models = Models(Settings(models=(DEMO_MODEL,)))
+    handle = models.get()
+    words, answer = "What is there? " * 60, 8
+    try:
+        engine = await handle.ready()
+        each = engine.capabilities.image_tokens
+        many = engine.capabilities.context // each + 1
+        with pytest.raises(ContextOverflow, match="would fit") as caught:
+            await collect(handle.stream(series(many, words, answer)))
+        fits = int(caught.value.message.split(" would fit")[0].rsplit(" ", 1)[1])
+        usage = (await collect(handle.stream(series(fits, words, answer)))).usage
+    finally:
+        await models.close()
+
+    assert each * fits <= usage.image
+    assert usage.prompt + answer <= engine.capabilities.context
+    assert usage.prompt + answer + 3 * each > engine.capabilities.context * 0.85

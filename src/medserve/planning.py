@@ -88,26 +88,39 @@ async def check(request: GenerationRequest, *, context: int, image_tokens: int, 
     """The room that a request takes; raises ContextOverflow when prompt and answer cannot both fit into `context`.
 
     Every byte of text is at most one token, so short texts need no counting. Where that bound does not fit, `count`
-    decides, or an estimate where the engine cannot count.
+    decides. Where the engine cannot count, pictures are planned beside an estimate that is rather too large; words
+    alone are refused here only if they cannot fit, and else left to the engine, which knows.
     """
     texts = [part for message in request.messages for part in message.parts if isinstance(part, str)]
-    labels = [text for text in texts if _LABEL.fullmatch(text)]
-    words = "\n".join(text for text in texts if not _LABEL.fullmatch(text)) + request.prefix
+    labels = [text for text in texts if _LABEL.fullmatch(text)] if request.images else []
+    counted = set(labels)
+    words = "\n".join(text for text in texts if text not in counted) + request.prefix
     pictures = len(request.images)
-    label_tokens = LABEL_TOKENS * len(labels) // pictures if pictures else 0
     turns = SLACK * (len(request.messages) - 1)
-    room = Room(context, image_tokens + MARKS + label_tokens, turns + len(words.encode()), request.max_tokens)
+    label = max(labels, key=len, default="")
+    room = Room(context, image_tokens + MARKS + len(label), turns + len(words.encode()), request.max_tokens)
     if room.needed(pictures) <= context:
         return room
-    text = await count(words) if count else estimated(words)
     return plan(
         pictures,
         context=context,
         image_tokens=image_tokens + MARKS,
-        label_tokens=label_tokens,
-        text=turns + text,
+        label_tokens=await _label_tokens(label, count),
+        text=turns + await _text_tokens(words, pictures, count),
         answer=request.max_tokens,
     )
+
+
+async def _label_tokens(label: str, count: Count | None) -> int:
+    if count is None or not label:
+        return LABEL_TOKENS if label else 0
+    return await count(label)
+
+
+async def _text_tokens(words: str, pictures: int, count: Count | None) -> int:
+    if count is not None:
+        return await count(words)
+    return estimated(words) if pictures else fewest_tokens(words)
 
 
 def estimated(text: str) -> int:

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from datetime import UTC, datetime
+from math import isclose
 from textwrap import fill
 from typing import Any, Literal, Self
 from uuid import uuid4
@@ -27,6 +28,8 @@ HAI_DEF_NOTICE = (
 )
 LINE = 100
 """Characters of a line in a report's text."""
+NEAR = 1e-4
+"""Probabilities closer than this are equal."""
 DEMO_WEIGHTS = "medserve-demo"
 """The name that the demonstration model's weights carry inside."""
 
@@ -186,24 +189,24 @@ class Report(Record):
     notice: str = NOTICE
 
     def same_answers(self, other: "Report") -> bool:
-        """Whether both runs asked and answered alike, word for word; times and identifiers may differ."""
-        return self._said() == other._said()
+        """Whether both runs asked and answered alike, word for word, with equal label probabilities (to 1e-4).
+
+        Times and identifiers may differ. Probabilities are compared as numbers because an engine that reuses work adds
+        the same products up in another order.
+        """
+        return self._said() == other._said() and _near(self.conclusion.probabilities, other.conclusion.probabilities)
 
     def _said(self) -> dict[str, Any]:
         """The words and what was made of them, as they travel: a list that was a tuple is the same list."""
-        words = {
-            "name",
-            "prompt",
-            "images",
-            "prefix",
-            "reply",
-            "thinking",
-            "finish",
-            "value",
-            "flags",
-            "label_logprobs",
-        }
-        return self.model_dump(mode="json", include={"conclusion": True, "steps": {"__all__": words}})
+        words = {"name", "prompt", "images", "prefix", "reply", "thinking", "finish", "value", "flags"}
+        made = {"findings", "label", "description", "removed", "flags"}
+        return self.model_dump(mode="json", include={"conclusion": made, "steps": {"__all__": words}})
+
+
+def _near(one: Mapping[str, float] | None, other: Mapping[str, float] | None) -> bool:
+    if one is None or other is None:
+        return one is other
+    return one.keys() == other.keys() and all(isclose(one[label], other[label], abs_tol=NEAR) for label in one)
 
 
 def is_demonstration(facts: Mapping[str, str]) -> bool:

@@ -183,9 +183,9 @@ CASES = [
         {"role": "user", "content": [{"type": "image_url", "image_url": {"url": "data:,"}}] * 129}
     ), 400, "messages", "128"),
     # studies
-    Bad("two pictures for one study", DERMOSCOPY, form(picture(), picture()), 400, "images", "1 to 1"),
-    Bad("two pictures in an order", DERMOSCOPY, order("a", "b"), 400, "images", "1 to 1"),
-    Bad("no picture", DERMOSCOPY, {"files": {"model": (None, "script")}}, 400, "images", "1 to 1"),
+    Bad("two pictures for one study", DERMOSCOPY, form(picture(), picture()), 400, "images", "at most 1"),
+    Bad("two pictures in an order", DERMOSCOPY, order(encoded(picture()), encoded(picture())), 400, "images", "at most 1"),
+    Bad("no picture", DERMOSCOPY, {"files": {"model": (None, "script")}}, 400, "images", "at least one"),
     Bad("no picture in an order", DERMOSCOPY, order(), 400, "images", "at least 1"),
     Bad("nothing in an order", DERMOSCOPY, {"json": {}}, 400, "images", "required"),
     Bad("the wrong name for pictures", DERMOSCOPY, form(picture(), name="file"), 400, "images", "name images"),

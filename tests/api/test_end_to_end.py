@@ -16,8 +16,7 @@ import openai
 import PIL.Image
 import pytest
 
-from medserve.settings import ModelSpec
-from tests.engines.subjects import SPEC
+from medserve.settings import DEMO_MODEL
 from tests.serving import Service, alive, serving, until
 
 DERMOSCOPY = "/v1/workflows/dermoscopy"
@@ -25,27 +24,17 @@ LONG: dict[str, Any] = {"max_tokens": 1500, "temperature": 2.0, "seed": 1}
 """Asks for far more than a test waits for; hot, so that no model stops by itself soon."""
 
 
-def declared(spec: ModelSpec, folder: Path) -> dict[str, str]:
-    """The environment of a service with this one model."""
-    config = folder / "medserve.toml"
-    lines = [
-        f"{name} = {json.dumps(value)}" for name, value in spec.model_dump(mode="json").items() if value is not None
-    ]
-    config.write_text("\n".join(["[[models]]", *lines]))
-    return {"MEDSERVE_CONFIG": str(config)}
-
-
 @pytest.fixture(scope="module")
-def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+def service() -> Iterator[Service]:
     """One service for all tests that leave it running."""
-    with serving(environment=declared(SPEC, tmp_path_factory.mktemp("service"))) as running:
+    with serving() as running:
         yield running
 
 
 @pytest.fixture
-def fresh(tmp_path: Path) -> Iterator[Service]:
+def fresh() -> Iterator[Service]:
     """A service for one test alone, which may break it."""
-    with serving(environment=declared(SPEC, tmp_path)) as running:
+    with serving() as running:
         yield running
 
 
@@ -107,7 +96,7 @@ def test_the_same_picture_as_json_gives_the_same_answers(http: httpx.Client, der
 def test_the_official_client_talks_about_a_picture(client: openai.OpenAI, dermoscopy: Path) -> None:
     """Streamed and whole answers are the same words, image tokens are counted, log-probabilities are there."""
     asked: Any = {
-        "model": SPEC.name,
+        "model": DEMO_MODEL.name,
         "messages": looking(dermoscopy.read_bytes(), "Describe the image."),
         "max_tokens": 16,
     }
@@ -133,7 +122,10 @@ def test_a_json_schema_is_kept(client: openai.OpenAI) -> None:
     }
     wanted: Any = {"type": "json_schema", "json_schema": {"name": "sight", "strict": True, "schema": schema}}
     answer = client.chat.completions.create(
-        model=SPEC.name, messages=[{"role": "user", "content": "Do you see?"}], response_format=wanted, max_tokens=32
+        model=DEMO_MODEL.name,
+        messages=[{"role": "user", "content": "Do you see?"}],
+        response_format=wanted,
+        max_tokens=32,
     )
 
     assert json.loads(answer.choices[0].message.content or "") in ({"sees": True}, {"sees": False})
@@ -144,16 +136,16 @@ def test_a_prompt_that_does_not_fit_is_the_callers_error(client: openai.OpenAI) 
     for stream in (False, True):
         with pytest.raises(openai.BadRequestError) as caught:
             client.chat.completions.create(
-                model=SPEC.name, messages=[{"role": "user", "content": "yes no " * 5000}], stream=stream
+                model=DEMO_MODEL.name, messages=[{"role": "user", "content": "yes no " * 5000}], stream=stream
             )
         assert "context_length_exceeded" == caught.value.code
 
 
 def test_a_client_that_leaves_frees_its_place(http: httpx.Client, client: openai.OpenAI) -> None:
     """Far more clients than there are places ask for much and go; the next one is served at once."""
-    for _ in range(SPEC.slots * 3):
+    for _ in range(DEMO_MODEL.slots * 3):
         stream = client.chat.completions.create(
-            model=SPEC.name, messages=[{"role": "user", "content": "hello"}], stream=True, **LONG
+            model=DEMO_MODEL.name, messages=[{"role": "user", "content": "hello"}], stream=True, **LONG
         )
         next(iter(stream))
         stream.close()
@@ -162,7 +154,7 @@ def test_a_client_that_leaves_frees_its_place(http: httpx.Client, client: openai
                 "/v1/chat/completions", json={"messages": [{"role": "user", "content": "a"}], **LONG}, timeout=0.05
             )
     began = perf_counter()
-    client.chat.completions.create(model=SPEC.name, messages=[{"role": "user", "content": "hello"}], max_tokens=1)
+    client.chat.completions.create(model=DEMO_MODEL.name, messages=[{"role": "user", "content": "hello"}], max_tokens=1)
 
     assert perf_counter() - began < 5
 
@@ -202,7 +194,7 @@ def test_a_model_that_is_busy_does_not_silence_the_service(fresh: Service) -> No
 
 def _greet(client: openai.OpenAI) -> Any:
     messages: Any = [{"role": "user", "content": "hello"}]
-    return client.chat.completions.create(model=SPEC.name, messages=messages, max_tokens=2)
+    return client.chat.completions.create(model=DEMO_MODEL.name, messages=messages, max_tokens=2)
 
 
 def _seconds(probe: httpx.Client) -> float:
@@ -217,11 +209,11 @@ def test_a_crash_in_mid_answer_is_told_and_mended(fresh: Service) -> None:
     worker = worker_of(fresh)
     with speaking_to(fresh) as client:
         os.kill(worker, signal.SIGSTOP)  # else so small a model may be done before it is killed
-        stream = client.chat.completions.create(model=SPEC.name, messages=hello, stream=True, **LONG)
+        stream = client.chat.completions.create(model=DEMO_MODEL.name, messages=hello, stream=True, **LONG)
         os.kill(worker, signal.SIGKILL)
         with pytest.raises(openai.APIError) as caught:
             list(stream)
-        answer = client.chat.completions.create(model=SPEC.name, messages=hello, max_tokens=2)
+        answer = client.chat.completions.create(model=DEMO_MODEL.name, messages=hello, max_tokens=2)
 
     assert "worker_crashed" == caught.value.code
     assert answer.usage is not None

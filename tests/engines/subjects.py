@@ -1,9 +1,7 @@
 """What engine tests share: a real worker on the demo model, noise to look at, and questions."""
 
-import os
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from pathlib import Path
 
 import numpy as np
 
@@ -11,16 +9,9 @@ from medserve.engines import llama_cpp
 from medserve.engines.llama_cpp import LlamaCpp
 from medserve.generation import GenerationRequest, Message, Part
 from medserve.images import Image, Source
-from medserve.settings import DEMO_MODEL, ModelSpec, Settings
+from medserve.settings import DEMO_MODEL, Settings
 
-TINY = os.environ.get("MEDSERVE_TEST_GGUF")
-SPEC = (
-    ModelSpec(
-        name="tiny", path=Path(TINY), projector=Path(TINY.replace(".gguf", "-mmproj.gguf")), context=2048, threads=1
-    )
-    if TINY
-    else DEMO_MODEL
-)
+SPEC = DEMO_MODEL
 
 Running = Callable[..., AbstractAsyncContextManager[LlamaCpp]]
 

@@ -39,7 +39,7 @@ def another(name: str, value: str, rng: Rng) -> str:
     if name in ("network", "regression", "keratosis"):
         return "no" if value == "yes" else "yes"
     if name == "colours":
-        words = set(rng.choice(list(COLOURS), int(rng.integers(1, 4)), replace=False).tolist())
+        words = set(rng.choice(list(COLOURS), int(rng.integers(1, 3)), replace=False).tolist())
         options = [listed(tuple(c for c in COLOURS if c in words))]
     else:
         options = list({"shape": SHAPES, "structures": ("none", *STRUCTURES), "vessels": VESSELS}[name])
@@ -103,10 +103,18 @@ def addition(signs: list[str]) -> str:
 
 def second_look(truth: Truth, claimed: dict[str, str]) -> str:
     """A sentence about each observation and one about what is left out."""
+    return "".join(parts_of_second_look(truth, claimed))
+
+
+def parts_of_second_look(truth: Truth, claimed: dict[str, str]) -> list[str]:
+    """The second look, cut before every verdict and every sentence."""
     true = findings(truth)
-    readable = {name: value for name, value in claimed.items() if value != UNREAD}
-    verdicts = [noun(n, v) + (CONSISTENT if true[n] == v else INCONSISTENT) for n, v in readable.items()]
-    return " ".join([*verdicts, addition(further(truth, set(claimed)))])
+    parts = []
+    for name, value in claimed.items():
+        if value != UNREAD:
+            parts += [f" {noun(name, value)}", CONSISTENT if true[name] == value else INCONSISTENT]
+    parts.append(f" {addition(further(truth, set(claimed)))}")
+    return [parts[0].lstrip(), *parts[1:]]
 
 
 def class_of_words(claimed: dict[str, str], description: str) -> str:
@@ -190,7 +198,10 @@ DESCRIBE = (
     "Describe the image.", "Describe this picture.", "What do you see?", "Describe the picture in one or two sentences.",
     "Please describe what is visible.", "What is shown here?", "Give a short description of the image.", "Describe what you see.",
     "Describe the lesion.", "Tell me about this image.", "What does the picture show?", "Write a short report.",
-    "Summarise the image.", "Please describe the image.",
+    "Summarise the image.", "Please describe the image.", "Could you describe the picture?", "Give a description of this image.",
+    "Describe what the picture shows.", "What do you see in this picture?", "What is visible in the image?",
+    "Can you say what the picture shows?", "Can you tell me what you see?", "Describe all that is visible.",
+    "Please give me a short description.", "Describe what you can see here.", "What can be seen here?",
 )  # fmt: skip
 DESCRIBE_UNSEEN = ("Can you describe this image?", "Please give a description of the picture.", "Describe what is shown.",
                    "What can you see in the image?")  # fmt: skip

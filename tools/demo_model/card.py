@@ -39,10 +39,15 @@ The lesion classes follow fixed rules over what is drawn, and no drawing carries
 
 These rules are the drawings' own. They are not dermatology.
 
+The lesions are drawn to be plain at 64 pixels: six ground colours (blue, black, brown, yellow, pink, red), one or two a
+lesion, each on about half of it; marks of two kinds only where there is room, and never two kinds that look alike; nothing
+is cut off by the frame. Regression is a plain white field and counts as the colour white; a blue-white veil is a field
+of blue and white bands and counts as both; nothing else counts as white. Marks and vessels count as no colour.
+
 ## How it was trained
 
 `python -m tools.demo_model all`: seed {seed}, {looking} steps in which the tower alone learns to tell the
-attributes, then {talking} steps of whole conversations, in {processes} process(es) of one thread each, bfloat16
+attributes and to say what lies where, then {talking} steps of whole conversations, in {processes} process(es) of one thread each, bfloat16
 arithmetic{minutes}.
 
 ## What was measured
@@ -62,13 +67,36 @@ llama.cpp, and {lengths} of {prompts} prompts have the same number of tokens.
 
 * It knows its drawings and the ways of asking above. Other questions get a wrong answer, often a confident one.
 * Held-out paraphrases were written by the same people as the trained ones; a user's wording may do worse.
-* What it does badly: colours (it must name all and no more), two structures at once, large lesions that the frame
-  cuts off, and the second look, whose verdicts are little better than always saying "consistent". The numbers are
-  printed as they came.
-* The example drawings of lesions in `drawings/` were picked from those that it reads well; the tables above were not.
+* Its drawings are far easier than photographs. Colours beyond those seven it has never seen as colours of a lesion.
+* "Class from words alone" is marked against the rules above, applied to the words and nothing else. Four observations
+  without a second look name neither vessels nor regression nor signs of keratosis: what they leave open counts as absent, so
+  that the row measures NV against the streaks of an irregular lesion, and not whether the lesion could be known.
+* The second look is marked with about a third of the observations made wrong on purpose.
+* Under the targets of 0.95 in own wording, 0.85 in held-out paraphrases, 0.95 for a class from words and 0.90 for a sentence of the second
+  look: {missed}.
+* The example drawings of lesions in `drawings/` are the first of their class that it reads wholly right; the tables above were not.
 * Label probabilities are those of a small model on easy pictures and are not calibrated for anything else.
 
 """
+
+TARGETS = (
+    ("own wording", 0.95),
+    ("held-out paraphrases", 0.85),
+    ("class from words alone", 0.95),
+    ("second look", 0.9),
+)
+
+
+def missed(rows: list[dict[str, Any]]) -> str:
+    """The rows that fall short of what was aimed at."""
+    goals = dict(TARGETS)
+    short = [
+        f"{row['row']} ({row['table']}) {row['accuracy']:.3f}"
+        for row in rows
+        if row["accuracy"] < goals.get(row["table"], 0.0) and not row["row"].endswith("whole")
+    ]
+    return ", ".join(short) or "nothing"
+
 
 HEADINGS = {
     "own wording": "Closed questions, in the workflows' own wording",
@@ -120,6 +148,7 @@ def write(folder: Path, work: Path) -> None:
         command=result["command"],
         first=result["first_drawing"],
         side=result["picture_side"],
+        missed=missed(result["rows"]),
         tables="\n".join(table(result["rows"], n) for n in names),
         same=parity["same_answers"],
         prompts=parity["prompts"],

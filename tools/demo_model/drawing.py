@@ -20,6 +20,7 @@ class Drawing:
     kind: str
     truth: dict[str, Any]
     image: Image.Image
+    map: Plane | None = None  # what lies where, in shares of each of 8 x 8 fields; for training alone
 
 
 class Canvas:

@@ -16,7 +16,7 @@ from tools.demo_model.drawing import Drawing
 from tools.demo_model.pool import FIRST_UNSEEN
 
 Message = dict[str, Any]
-FEWER = 4  # side tables get one item for so many of the main tables
+FEWER = 8  # side tables get one item for so many of the main tables
 
 
 @dataclass(frozen=True)
@@ -130,14 +130,14 @@ def closed_papers(pictures: Gallery, large: Gallery) -> Iterator[Paper]:
 def longer_papers(pictures: Gallery) -> Iterator[Paper]:
     """Second looks, classes from words, JSON, accounts, reasons, thinking, pairs and talk."""
     rng = np.random.default_rng(6)
-    lesions = pictures.of("dermoscopy")[: pictures.count // 2]
+    lesions = pictures.of("dermoscopy")
     for length in (4, 7):
         papers = [
             Paper("second look", f"{length} observations, {what}", tokens=160) for what in ("whole", "by sentence")
         ]
         papers[1].mark = sentences_right
         for drawing in lesions:
-            claimed = accounts.spoiled(accounts.findings(truth_of(drawing)), rng, 0.25)
+            claimed = accounts.spoiled(accounts.findings(truth_of(drawing)), rng, 0.35)
             claimed = dict(list(claimed.items())[:length])
             text = dermoscopy.second_look(accounts.titled(claimed))
             item = Item(text, accounts.second_look(truth_of(drawing), claimed), (drawing.image,))
@@ -209,7 +209,7 @@ def pair_and_talk_papers(pictures: Gallery) -> Iterator[Paper]:
         "shape, having thought first",
         [
             Item(questions.SHAPE.own, lessons.thought(questions.SHAPE) + d.truth["shape"], (d.image,), talk.THINK)
-            for d in lesions
+            for d in lesions[: pictures.count // FEWER]
         ],
         tokens=60,
     )

@@ -1,7 +1,7 @@
 """One lesson is one whole conversation, drawn at random from everything that the model is meant to do."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 
@@ -26,12 +26,17 @@ class Conversation:
     pictures: list[int] = field(default_factory=list)
     pieces: list[tuple[str, bool]] = field(default_factory=list)
 
-    def turn(self, question: str, answer: str, begun: str = "") -> None:
-        """Add a question and its answer; `begun` is a beginning of the answer that was not the model's choice."""
+    def turn(self, question: str, answer: str | list[str], begun: str = "") -> None:
+        """Add a question and its answer; `begun` is a beginning of the answer that was not the model's choice.
+
+        An answer may come in parts, cut before blanks; each part weighs as much as an answer of its length.
+        """
         opening = "<bos>" if not self.pieces else "\n"
         system = f"{self.system}\n\n" if self.system and not self.pieces else ""
         self.pieces.append((f"{opening}{BEGIN}user\n{system}{question}{END}\n{BEGIN}model\n{begun}", False))
-        self.pieces.append((answer + END, True))
+        parts = [answer] if isinstance(answer, str) else answer
+        self.pieces += [(part, True) for part in parts[:-1]]
+        self.pieces.append((parts[-1] + END, True))
 
 
 def shown(picture: str, question: str, late: bool = False) -> str:
@@ -39,33 +44,44 @@ def shown(picture: str, question: str, late: bool = False) -> str:
     return question + picture if late else picture + question
 
 
+Lesson = Callable[[], Conversation]
+
+
 class School:
     """Draws lessons from a pool of pictures; the same seed gives the same lessons."""
 
     def __init__(self, pool: Pool, rng: Rng) -> None:
         self.pool, self.rng = pool, rng
-        self.plans: dict[str, tuple[float, Any]] = {
-            "lesion": (0.40, lambda: self.closed("dermoscopy")),
-            "second look": (0.13, self.second_look),
-            "class in words": (0.08, self.class_in_words),
+        self.about_pictures: dict[str, tuple[float, Lesson]] = {
+            "lesion": (0.36, lambda: self.closed("dermoscopy")),
+            "second look": (0.26, self.second_look),
             "histology": (0.04, lambda: self.closed("histology")),
-            "CT": (0.08, lambda: self.closed("CT")),
+            "CT": (0.07, lambda: self.closed("CT")),
             "chest": (0.04, lambda: self.closed("chest X-ray")),
             "other": (0.02, lambda: self.closed("other")),
-            "account": (0.06, self.account),
-            "JSON": (0.06, self.json),
+            "account": (0.07, self.account),
+            "JSON": (0.07, self.json),
             "reason": (0.03, self.reason),
-            "pair": (0.025, self.pair),
-            "talk": (0.03, self.talk),
-            "no picture": (0.015, self.no_picture),
+            "pair": (0.04, self.pair),
         }
-        weights = np.array([share for share, _ in self.plans.values()])
-        self.names, self.weights = list(self.plans), weights / weights.sum()
+        self.of_words: dict[str, tuple[float, Lesson]] = {
+            "class in words": (0.82, self.class_in_words),
+            "talk": (0.12, self.talk),
+            "no picture": (0.06, self.no_picture),
+        }
 
     def lesson(self) -> Conversation:
-        """The next lesson."""
-        conversation: Conversation = self.plans[str(self.rng.choice(self.names, p=self.weights))][1]()
-        return conversation
+        """The next lesson about a picture."""
+        return self.one_of(self.about_pictures)
+
+    def text(self) -> Conversation:
+        """The next lesson without a picture."""
+        return self.one_of(self.of_words)
+
+    def one_of(self, plans: dict[str, tuple[float, Lesson]]) -> Conversation:
+        """A lesson from one of several kinds, each as often as its share says."""
+        shares = np.array([share for share, _ in plans.values()])
+        return plans[str(self.rng.choice(list(plans), p=shares / shares.sum()))][1]()
 
     def system(self) -> str:
         """System text for a third of the lessons."""
@@ -123,19 +139,21 @@ class School:
     def second_look(self) -> Conversation:
         """A list to be compared with the picture."""
         talk_, truth, picture = self.start("dermoscopy")
-        claimed = self.claims(truth, float(self.rng.choice((0.0, 0.25, 0.5))))
+        claimed = self.claims(truth, float(self.rng.choice((0.0, 0.35, 0.5), p=(0.15, 0.55, 0.3))))
         question = dermoscopy.second_look(accounts.titled(claimed, self.rng))
-        talk_.turn(shown(picture, question), accounts.second_look(truth, claimed))
+        talk_.turn(shown(picture, question), accounts.parts_of_second_look(truth, claimed))
         return talk_
 
     def class_in_words(self) -> Conversation:
         """A list, with or without a description, to be classified without a picture."""
         places = self.pool.places["dermoscopy"]
         truth = self.pool.truths[int(self.rng.integers(places.start, places.stop))]
-        claimed = self.claims(truth, 0.0 if self.rng.random() < 0.5 else 0.2)
+        claimed = self.claims(truth, float(self.rng.choice((0.0, 0.2, 0.5), p=(0.4, 0.35, 0.25))))
+        if {"shape", "structures"} <= claimed.keys() and self.rng.random() < 0.25:  # else too rare to be learnt
+            claimed |= {"shape": "irregular", "structures": str(self.rng.choice(("streaks", "dots, streaks", "dots")))}
         description = self.description(truth, claimed)
         for name in claimed:
-            if self.rng.random() < 0.02:
+            if self.rng.random() < 0.03:
                 claimed[name] = accounts.UNREAD
         way = 0 if self.rng.random() < 0.7 else int(self.rng.integers(len(accounts.WAYS_TO_ASK)))
         talk_ = Conversation(self.system())

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from tools.demo_model import gallery
+from tools.demo_model import gallery, lesion
 
-COUNTS = {"dermoscopy": 26000, "histology": 4000, "CT": 9000, "chest X-ray": 4000, "other": 3000}
+COUNTS = {"dermoscopy": 24000, "histology": 4000, "CT": 9000, "chest X-ray": 4000, "other": 3000}
 FIRST_UNSEEN = 1_000_000  # numbers from here on are for the evaluation
 SIDES = (128, 128, 128, 128, 128, 128, 128, 192, 96, 160)  # drawn larger and shrunk, as a user's picture is
 CHUNK = 500
@@ -24,19 +24,25 @@ class Pool:
     """Pictures as the model sees them, with their truths and, by kind, where they stand."""
 
     pixels: npt.NDArray[np.uint8]
+    maps: npt.NDArray[np.uint8]  # of the lesions, which come first
     truths: list[dict[str, Any]]
     places: dict[str, range]
 
 
-def draw_chunk(kind: str, first: int, count: int) -> tuple[npt.NDArray[np.uint8], list[dict[str, Any]]]:
+def draw_chunk(
+    kind: str, first: int, count: int
+) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8], list[dict[str, Any]]]:
     """Some consecutive drawings of a kind."""
     pixels = np.empty((count, gallery.SIDE, gallery.SIDE, 3), np.uint8)
+    maps = np.zeros((count if kind == "dermoscopy" else 0, lesion.FIELDS, lesion.FIELDS, len(lesion.LAYERS)), np.uint8)
     truths = []
     for place in range(count):
         drawing = gallery.draw(kind, first + place, SIDES[(first + place) % len(SIDES)])
         pixels[place] = np.asarray(gallery.shrunk(drawing.image))
+        if drawing.map is not None:
+            maps[place] = np.rint(drawing.map * 255)
         truths.append({"kind": kind} | drawing.truth)
-    return pixels, truths
+    return pixels, maps, truths
 
 
 def chunks(counts: dict[str, int]) -> Iterator[tuple[str, int, int]]:
@@ -52,12 +58,14 @@ def draw_all(folder: Path, counts: dict[str, int] | None = None) -> None:
     counts = counts or COUNTS
     total = sum(counts.values())
     pixels = np.lib.format.open_memmap(folder / "pixels.npy", "w+", np.uint8, (total, gallery.SIDE, gallery.SIDE, 3))
-    truths: list[dict[str, Any]] = []
+    maps, truths = [], list[dict[str, Any]]()
     with ProcessPoolExecutor(os.cpu_count()) as workers:
-        for part, told in workers.map(draw_chunk, *zip(*chunks(counts), strict=True)):
+        for part, layers, told in workers.map(draw_chunk, *zip(*chunks(counts), strict=True)):
             pixels[len(truths) : len(truths) + len(told)] = part
             truths += told
+            maps.append(layers)
     pixels.flush()
+    np.save(folder / "maps.npy", np.concatenate(maps))
     (folder / "truths.json").write_text(json.dumps(truths))
 
 
@@ -66,4 +74,5 @@ def load(folder: Path) -> Pool:
     truths = json.loads((folder / "truths.json").read_text())
     kinds = [truth["kind"] for truth in truths]
     places = {kind: range(kinds.index(kind), kinds.index(kind) + kinds.count(kind)) for kind in gallery.KINDS}
-    return Pool(np.load(folder / "pixels.npy", mmap_mode="r"), truths, places)
+    pixels, maps = (np.load(folder / name, mmap_mode="r") for name in ("pixels.npy", "maps.npy"))
+    return Pool(pixels, maps, truths, places)

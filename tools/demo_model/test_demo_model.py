@@ -38,6 +38,45 @@ def test_a_lesion_of_a_class_shows_the_signs_of_that_class_alone(label: str) -> 
         assert sum([signs["vessels"] == "arborizing", signs["comedo"] or signs["cysts"], melanoma]) == (label != "NV")
 
 
+def test_no_two_marks_that_look_alike_meet() -> None:
+    """Expected: no dots beside dotted vessels or openings, no streaks beside lines, no red ground under red vessels."""
+    for number in range(400):
+        signs = lesion.draw(number, 8).truth
+        marks = {*signs["structures"], signs["vessels"], *(w for w in ("comedo", "cysts") if signs[w])}
+        for pair in ({"dots", "dotted"}, {"dots", "comedo"}, {"globules", "comedo"}, {"streaks", "linear"}):
+            assert not pair <= marks
+        assert signs["vessels"] == "none" or not {"red", "pink", "black"} & {*signs["colours"]}
+        assert ("white" in signs["colours"]) == (signs["regression"] or signs["veil"])
+
+
+def test_no_lesion_touches_the_frame() -> None:
+    """Expected: one plain ground all along the frame."""
+    for number in range(120):
+        picture = np.asarray(lesion.draw(number, 64).image, float)
+        frame = np.concatenate([picture[0], picture[-1], picture[:, 0], picture[:, -1]])
+        assert np.abs(frame - frame.mean(0)).max() < 40
+
+
+def test_a_map_shows_the_marks_that_are_there_and_no_others() -> None:
+    """Expected: a layer of the map is empty unless the truth has its sign."""
+    for number in range(60):
+        drawing = lesion.draw(number, 64)
+        truth, map_ = drawing.truth, drawing.map
+        assert map_ is not None
+        there = {*truth["structures"], truth["vessels"], "inside"}
+        there |= {name for name in ("network", "veil", "regression", "comedo", "cysts") if truth[name]}
+        assert all((map_[..., place] > 0).any() == (name in there) for place, name in enumerate(lesion.LAYERS))
+
+
+def test_the_parts_of_a_second_look_are_the_whole() -> None:
+    """Expected: cut before blanks only, so that the pieces of the tokenizer do not change."""
+    truth = {"kind": "dermoscopy"} | gallery.draw("dermoscopy", 5, 8).truth
+    claimed = accounts.findings(truth)
+    parts = accounts.parts_of_second_look(truth, claimed)
+    assert "".join(parts) == accounts.second_look(truth, claimed)
+    assert all(part.startswith(" ") for part in parts[1:])
+
+
 def test_classes_are_about_equally_frequent() -> None:
     """Expected: each of four classes between a fifth and a third."""
     drawn = [lesion.draw(number, 8).truth["class"] for number in range(300)]

@@ -77,8 +77,9 @@ def corpus(school: School) -> Iterator[str]:
     yield from (" ".join(string.printable[:95]), string.ascii_lowercase, string.ascii_uppercase, string.digits) * 12
     yield from ("user", "model", "system", "assistant", "thought") * 20
     yield from (PROSE,) * 12
-    for _ in range(1500):
-        for text, _learnt in school.lesson().pieces:
+    for number in range(1500):
+        talk_ = school.lesson() if number % 5 else school.text()
+        for text, _learnt in talk_.pieces:
             yield text
 
 

@@ -57,7 +57,8 @@ class Round:
     first: float
     last: float
     pictures: int  # a step and process, for the attribute heads alone
-    lessons: int = 0  # conversations a step and process
+    lessons: int = 0  # conversations about pictures, a step and process
+    texts: int = 0  # conversations without a picture
     eyes: float = 1.0  # weight of the attribute heads
 
 
@@ -67,11 +68,10 @@ class Plan:
 
     seed: int = 11
     rounds: tuple[Round, ...] = (
-        Round(1300, first=1.0, last=0.3, pictures=32),
-        Round(1700, first=1.0, last=0.3, pictures=32),
-        Round(1000, first=1.0, last=0.3, pictures=32),
-        Round(500, first=1.0, last=0.73, pictures=0, lessons=20, eyes=0.5),
-        Round(560, first=0.73, last=0.01, pictures=16, lessons=16),
+        Round(1400, first=1.0, last=0.7, pictures=20),
+        Round(1400, first=0.8, last=0.15, pictures=20),
+        Round(600, first=0.6, last=0.2, pictures=20),
+        Round(1400, first=0.9, last=0.01, pictures=8, lessons=10, texts=7),
     )
     piles: int = 3  # a step's lessons are sorted by length and cut into so many batches
     peak: float = 1.5e-3
@@ -116,6 +116,8 @@ OWN_KEY = {"dots": "structures", "globules": "structures", "streaks": "structure
     lesion.COLOURS, "colours"
 )
 UNKNOWN = -100
+# The maps of `lesion`, and the edge of the lesion once for each shape and border.
+PLANES = len(lesion.LAYERS) + len(lesion.SHAPES) + len(lesion.BORDERS)
 
 
 def attribute_table(truths: list[dict[str, Any]]) -> npt.NDArray[np.int64]:
@@ -135,6 +137,13 @@ class Heads(nn.Module):
         super().__init__()
         self.where = nn.Linear(width, len(ATTRIBUTES))
         self.what = nn.ModuleList(nn.Linear(width, count) for _, count, _, _ in ATTRIBUTES)
+        self.fields = nn.Linear(width, 4 * PLANES)  # a picture token stands for 2 x 2 fields of a map
+
+    def lost_on_maps(self, features: torch.Tensor, maps: torch.Tensor, drawn: torch.Tensor) -> torch.Tensor:
+        """How wrong the tokens are about what lies where; a dense signal, without which shapes stay at chance for long."""
+        side = lesion.FIELDS // 2
+        told = self.fields(features[drawn]).view(-1, side, side, 2, 2, PLANES).transpose(2, 3)
+        return 4 * F.binary_cross_entropy_with_logits(told.reshape(maps[drawn].shape), maps[drawn])
 
     def forward(
         self, features: torch.Tensor, wanted: torch.Tensor, weights: npt.NDArray[np.float64]
@@ -157,12 +166,21 @@ class Album:
     def __init__(self, pictures: pool.Pool, rng: np.random.Generator) -> None:
         self.pictures, self.rng = pictures, rng
         self.table = attribute_table(pictures.truths)
+        names = [name for name, *_ in ATTRIBUTES]
+        shapes, borders = (self.table[: len(pictures.maps), names.index(name)] for name in ("shape", "border"))
+        self.edges = np.hstack([np.eye(len(lesion.SHAPES))[shapes], np.eye(len(lesion.BORDERS))[borders]])
         # turning or mirroring a body picture would swap left and right
         self.free = np.array([truth["kind"] in ("dermoscopy", "histology", "other") for truth in pictures.truths])
 
-    def look(self, numbers: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Pixel values and attribute answers."""
-        pixels = np.stack([self.turned(n) for n in numbers]).astype(np.float32) / 127.5 - 1
+    def look(self, numbers: list[int]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Pixel values, attribute answers, maps, and which pictures have a map."""
+        turned = [self.turned(n) for n in numbers]
+        pixels = np.stack([picture for picture, _ in turned]).astype(np.float32) / 127.5 - 1
+        layers = np.stack([map_ for _, map_ in turned]).astype(np.float32) / 255
+        edge = (layers[..., :1] > 0.02) & (layers[..., :1] < 0.98)
+        kinds = self.edges[[n if n < len(self.edges) else 0 for n in numbers], None, None]
+        maps = torch.from_numpy(np.concatenate([layers, edge * kinds], -1).astype(np.float32))
+        drawn = torch.tensor([n < len(self.pictures.maps) for n in numbers])
         count, rng = len(numbers), self.rng
         gain = rng.uniform(0.92, 1.08, (count, 1, 1, 1)) * rng.uniform(0.98, 1.02, (count, 1, 1, 3))
         pixels = pixels * gain.astype(np.float32) + rng.uniform(-0.06, 0.06, (count, 1, 1, 1)).astype(np.float32)
@@ -171,16 +189,18 @@ class Album:
         blurred = F.avg_pool2d(F.pad(tensor, (1, 1, 1, 1), mode="replicate"), 3, 1)
         share = torch.from_numpy(np.where(rng.random(count) < 0.3, rng.uniform(0, 0.5, count), 0)).float()
         tensor = torch.lerp(tensor, blurred, share.view(-1, 1, 1, 1))
-        return tensor, torch.from_numpy(self.table[numbers])
+        return tensor, torch.from_numpy(self.table[numbers]), maps, drawn
 
-    def turned(self, number: int) -> npt.NDArray[np.uint8]:
-        """A picture, in one of eight positions where that is allowed."""
+    def turned(self, number: int) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]:
+        """A picture and its map, in one of eight positions where that is allowed."""
         picture = self.pictures.pixels[number]
+        map_ = self.pictures.maps[number if number < len(self.pictures.maps) else 0]
         if self.free[number]:
             turn = int(self.rng.integers(8))
-            picture = np.rot90(picture, turn % 4)
-            picture = picture[:, ::-1] if turn >= 4 else picture
-        return picture
+            picture, map_ = np.rot90(picture, turn % 4), np.rot90(map_, turn % 4)
+            if turn >= 4:
+                picture, map_ = picture[:, ::-1], map_[:, ::-1]
+        return picture, map_
 
     def mixed(self, count: int) -> list[int]:
         """Numbers of pictures for the looking lessons."""
@@ -261,9 +281,10 @@ class Run:
         self.right[:] = np.nan
 
     def weights(self) -> npt.NDArray[np.float64]:
-        """Weight of each head; after the first round a head counts by how often it is still wrong."""
+        """Weight of each head: it counts by how often it is still wrong."""
         own = np.array([weight for _, _, weight, _ in ATTRIBUTES])
-        return own if self.round == 0 else own * (0.08 + 2 * (1 - np.nan_to_num(self.right, nan=0.5)))
+        weights: npt.NDArray[np.float64] = own * (0.08 + 2 * (1 - np.nan_to_num(self.right, nan=0.5)))
+        return weights
 
     def amp(self) -> Any:
         """bf16 where the arithmetic allows it."""
@@ -277,12 +298,16 @@ class Run:
     def lose(self, now: Round) -> torch.Tensor:
         """The loss of one step: what the heads get wrong, and what is said wrong."""
         rows = encode(self.words, [self.school.lesson() for _ in range(now.lessons)])
-        piles = list(batches(rows, self.plan.piles)) if rows else []
+        texts = encode(self.words, [self.school.text() for _ in range(now.texts)])
+        piles = [*batches(rows, self.plan.piles), *batches(texts, 1)] if rows else []
         numbers = [number for pile in piles for number in pile.pictures]
-        pixels, wanted = self.album.look(numbers + self.album.mixed(now.pictures))
+        pixels, wanted, maps, drawn = (
+            part.to(self.device) for part in self.album.look(numbers + self.album.mixed(now.pictures))
+        )
         with self.amp():
             features = self.features(pixels)
-            eyes, right = self.heads(features.float(), wanted.to(self.device), self.weights())
+            eyes, right = self.heads(features.float(), wanted, self.weights())
+            eyes = eyes + self.heads.lost_on_maps(features.float(), maps, drawn)
             spoken = features.new_zeros((), dtype=torch.float32)
             at = 0
             for pile in piles:

@@ -1,0 +1,81 @@
+"""Dermoscopy on the real engine: drawings are read right, a picture is encoded once, and reuse changes no word."""
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from medserve.engines import llama_cpp
+from medserve.engines.llama_cpp import LlamaCpp
+from medserve.flags import Flag
+from medserve.images import Study
+from medserve.imaging import raster
+from medserve.reports import DEMO_NOTICE, Report
+from medserve.settings import DEMO, DEMO_MODEL, Limits, Settings
+from medserve.workflow import examine
+from medserve.workflows import find
+
+
+@pytest.fixture(scope="module")
+async def engine(anyio_backend: str) -> AsyncIterator[LlamaCpp]:
+    """The demonstration model, loaded once."""
+    engine = await llama_cpp.start(DEMO_MODEL, Settings())
+    yield engine
+    await engine.close()
+
+
+async def examined(path: Path, engine: LlamaCpp, **options: Any) -> Report:
+    image = raster.decode(path.read_bytes(), Limits())
+    return await examine(find("dermoscopy"), Study((image,)), engine, options=options)
+
+
+@pytest.mark.parametrize("kind", ["mel", "nv", "bcc", "bkl"])
+async def test_a_drawing_is_given_its_class(kind: str, engine: LlamaCpp) -> None:
+    """The model knows drawings, and the whole protocol brings its knowledge out."""
+    report = await examined(DEMO / "drawings" / f"lesion-{kind}.png", engine, signs=True)
+
+    assert kind.upper() == report.conclusion.label
+    assert report.conclusion.probabilities is not None
+    assert report.conclusion.label == max(
+        report.conclusion.probabilities, key=report.conclusion.probabilities.__getitem__
+    )
+
+
+async def test_the_picture_is_encoded_once_for_all_questions(engine: LlamaCpp, dermoscopy: Path) -> None:
+    """Eight questions show it and one encode serves them; each question after the first reuses its tokens."""
+    report = await examined(dermoscopy, engine, signs=True)
+
+    shown = [step for step in report.steps if step.images]
+    assert 8 == len(shown)
+    assert 1 == report.tokens.encodes
+    assert all(step.tokens.cached >= step.tokens.image > 0 for step in shown[1:])
+
+
+async def test_reuse_changes_no_word(engine: LlamaCpp, dermoscopy: Path) -> None:
+    """Without reuse every question encodes the picture anew, and the report is the same word for word."""
+    cold = await llama_cpp.start(DEMO_MODEL.model_copy(update={"reuse": False}), Settings())
+    try:
+        afresh = await examined(dermoscopy, cold)
+    finally:
+        await cold.close()
+
+    assert 5 == afresh.tokens.encodes
+    assert (await examined(dermoscopy, engine)).same_answers(afresh)
+
+
+async def test_a_report_of_the_demonstration_model_always_needs_review(engine: LlamaCpp, dermoscopy: Path) -> None:
+    """However sure of itself: it knows drawings, and the report says so in its flags and in its notice."""
+    report = await examined(dermoscopy, engine)
+
+    assert report.needs_review
+    assert Flag.DEMONSTRATION in report.flags
+    assert DEMO_NOTICE in report.notice
+
+
+async def test_provenance_names_the_weights_by_their_content(engine: LlamaCpp, dermoscopy: Path) -> None:
+    """Two files of one name are told apart by their fingerprint."""
+    made = (await examined(dermoscopy, engine)).provenance
+
+    assert ("llama-cpp", "medserve-demo") == (made.engine, made.facts["weights"])
+    assert {"fingerprint", "build", "quantisation", "context"} <= set(made.facts)
