@@ -19,7 +19,7 @@ INPUTS := pyproject.toml constraints.txt
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install demo serve test check format docs train-tools constraints clean
+.PHONY: help install demo serve test check format docs hostile bench train-tools constraints clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## */\1\t/' | while IFS="$$(printf '\t')" read -r name text; do \
@@ -49,6 +49,14 @@ format: $(VENV)/.installed-test  ## format the code and mend what ruff can mend
 
 docs: $(VENV)/.installed-test  ## write docs/commands.md again from the commands' own help
 	COLUMNS=100 $(BIN)/python -m tests.test_commands_page
+
+hostile: $(VENV)/.installed-test  ## read 10000 hostile files and write docs/hostile-input.md's result again
+	nice $(BIN)/python -m tests.hostile --count 10000 --seed 1 --page docs/hostile-input.md
+
+bench: export OMP_NUM_THREADS := 1
+bench: $(VENV)/.installed-test  ## measure what docs/performance.md tells: dermoscopy and imaging
+	$(BIN)/python -m benchmarks.dermoscopy
+	$(BIN)/python -m benchmarks.imaging
 
 train-tools: $(VENV)/.installed-train  ## install what tools/demo_model needs to train (torch: 1 GB and more)
 

@@ -1,6 +1,7 @@
 """The command line: reports on standard output, words for people on standard error, and exit codes for scripts."""
 
 import json
+import re
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from medserve import __version__, cli
+from medserve.settings import Settings
 from tests.hostile import samples
 from tests.imaging import phantoms
 from tests.serving import serving
@@ -98,11 +100,23 @@ def test_reports_are_written_under_the_name_of_their_content(
     said = medserve(capsys, "run", "dermoscopy", patient, "--json", "--out", tmp_path / "new" / "reports")
 
     report = json.loads(said.out)
-    name = f"dermoscopy-{report['study']['sha256'][:16]}"
+    name = f"dermoscopy-{report['study']['sha256'][:16]}-"
     written = sorted((tmp_path / "new" / "reports").iterdir())
-    assert [f"{name}.json", f"{name}.txt"] == [file.name for file in written]
+    assert [".json", ".txt"] == [file.suffix for file in written]
+    assert [True, True] == [file.name.startswith(name) for file in written]
     assert report == json.loads(written[0].read_text())
     assert "Mustermann" not in written[0].read_text() + written[1].read_text()
+
+
+@pytest.mark.usefixtures("script")
+def test_another_question_about_the_same_study_replaces_no_report(
+    capsys: pytest.CaptureFixture[str], dermoscopy: Path, tmp_path: Path
+) -> None:
+    """Other options or another sampling have a file of their own; the same question again has the same."""
+    for more in ([], ["-o", "signs=true"], ["--temperature", "0.5", "--seed", "3"], []):
+        medserve(capsys, "run", "dermoscopy", dermoscopy, "--out", tmp_path / "reports", *more)
+
+    assert 3 == len(list((tmp_path / "reports").glob("*.json")))
 
 
 @pytest.mark.usefixtures("script")
@@ -170,6 +184,10 @@ def test_progress_is_shown_on_a_terminal_only(
         (["run", "dermoscopy", "a.jpg", "--model", "gpt-9"], "script"),
         (["run", "dermoscopy", "a.jpg", "--model", "none.gguf"], "no file none.gguf"),
         (["run", "dermoscopy", "a.jpg", "--mmproj", "a.gguf"], "--model"),
+        (["run", "dermoscopy", "a.jpg", "--context", "22000"], "--model"),
+        (["serve", "--threads", "2", "--model", "script"], "--model"),
+        (["run", "dermoscopy", "a.jpg", "--modality", "tarot"], "modality"),
+        (["run", "dermoscopy", "a.jpg", "--mpp", "-1"], "mpp"),
         (["run", "dermoscopy", "a.jpg", "--temperature", "nan"], "temperature"),
         (["run", "dermoscopy", "a.jpg", "--temperature", "-1"], "temperature"),
         (["run", "dermoscopy", "a.jpg", "--seed", "-1"], "seed"),
@@ -177,7 +195,7 @@ def test_progress_is_shown_on_a_terminal_only(
         (["run", "dermoscopy", "a.jpg", "-o", "signs=perhaps"], "signs"),
         (["run", "dermoscopy", "a.jpg", "-o", "zodiac=1"], "signs"),
         (["run", "dermoscopy", "a.jpg", "-o", "signs=true", "-o", "signs=false"], "more than once"),
-        (["run", "dermoscopy", "a.jpg", "--out", "/dev/null/reports"], "cannot be written"),
+        (["run", "dermoscopy", "a.jpg", "--out", "/dev/null/reports"], "nothing can be written to"),
         (["replay", "none.json", "a.jpg"], "none.json"),
         (["replay", __file__, "a.jpg"], "not a report"),
         (["serve", "--host", "192.0.2.1"], "--open-to-network"),
@@ -303,7 +321,7 @@ def test_the_version_is_told_by_both_names_of_the_command() -> None:
 
 def test_every_command_has_an_example(capsys: pytest.CaptureFixture[str]) -> None:
     """And its help is free of marks."""
-    for name in ("run", "inspect", "replay", "serve", "ls", "ps", "doctor"):
+    for name in ("run", "inspect", "deidentify", "replay", "serve", "ls", "ps", "doctor"):
         said = medserve(capsys, name, "--help")
         assert 0 == said.code
         assert f"\n    medserve {name}" in said.out, name
@@ -348,7 +366,7 @@ def test_a_contact_sheet_is_written(capsys: pytest.CaptureFixture[str], tmp_path
     """Of a slide also the overview with the patches that were drawn."""
     (tmp_path / "slide.svs").write_bytes(samples.slide(side=2048))
     said = medserve(
-        capsys, "inspect", tmp_path / "slide.svs", "--magnification", "20", "--patches", "2", "--seed", "1",
+        capsys, "inspect", tmp_path / "slide.svs", "--magnification", "20", "--patches", "2", "--slide-seed", "1",
         "--sheet", tmp_path / "seen.png",
     )  # fmt: skip
 
@@ -368,6 +386,95 @@ def test_what_cannot_be_inspected_is_told(capsys: pytest.CaptureFixture[str], de
     assert "one study" in refused(medserve(capsys, "inspect", dermoscopy, dermoscopy, "--sheet", tmp_path / "a.png"))
     assert "modality" in refused(medserve(capsys, "inspect", dermoscopy, "--modality", "tarot"))
     assert "patches" in refused(medserve(capsys, "inspect", dermoscopy, "--patches", "0"))
+
+
+def test_a_server_that_fails_stops_no_other_inspection(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, dermoscopy: Path
+) -> None:
+    """The other studies are shown; the exit code says that a server failed."""
+    monkeypatch.setenv("MEDSERVE_DICOMWEB", json.dumps([{"name": "pacs", "url": "http://127.0.0.1:9/dicom-web"}]))
+    said = medserve(capsys, "inspect", "dicomweb:pacs/studies/1.2/series/1.3", dermoscopy, "--json")
+
+    assert (3, 1) == (said.code, len(said.out.splitlines()))
+    assert "cannot be reached" in said.err
+
+
+def test_a_slide_that_does_not_tell_its_pixel_size_is_told_it(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """--mpp is what the refusal asks for."""
+    (tmp_path / "slide.svs").write_bytes(samples.slide(side=2048))
+    said = medserve(capsys, "inspect", tmp_path / "slide.svs", "--mpp", "0.25", "--json")
+
+    assert "0.25 micrometres" == json.loads(said.out)["facts"]["pixel size"]
+
+
+@pytest.mark.usefixtures("script")
+def test_what_is_said_of_the_files_counts_in_a_report_and_its_replay(
+    capsys: pytest.CaptureFixture[str], dermoscopy: Path, tmp_path: Path
+) -> None:
+    """A picture that is said to be a photograph is one, and the same words replay it."""
+    said = medserve(capsys, "run", "dermoscopy", dermoscopy, "--modality", "XC", "--json")
+    (tmp_path / "report.json").write_text(said.out)
+    again = medserve(capsys, "replay", tmp_path / "report.json", dermoscopy, "--modality", "XC")
+
+    assert "XC" == json.loads(said.out)["study"]["modality"]
+    assert 0 == again.code
+
+
+def test_context_and_threads_are_the_named_files(tmp_path: Path) -> None:
+    """They are set for a GGUF file given by --model; left out, they are the usual ones."""
+    (tmp_path / "model.gguf").touch()
+    given = cli._with_model(Settings(), str(tmp_path / "model.gguf"), None, 22_000, 3).models[0]
+    usual = cli._with_model(Settings(), str(tmp_path / "model.gguf"), None, None, None).models[0]
+
+    assert (22_000, 3) == (given.context, given.threads)
+    assert (8192, None) == (usual.context, usual.threads)
+
+
+def test_copies_without_identity_are_written(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """A whole series that still belongs together, under names that say nothing; what is no DICOM is left out."""
+    pytest.importorskip("dicomanonymizer", reason="the extra `deidentify` is not installed")
+    folder = series(tmp_path / "Mustermann")
+    (folder / "README.TXT").write_text("start me")
+    said = medserve(capsys, "deidentify", folder, "--out", tmp_path / "copies")
+    seen = json.loads(medserve(capsys, "inspect", tmp_path / "copies", "--json").out)
+    names = [file.name for file in (tmp_path / "copies").iterdir()]
+    written = b"".join(file.read_bytes() for file in (tmp_path / "copies").iterdir())
+
+    assert (0, 12) == (said.code, len(names))
+    assert "1 files" in said.err
+    assert all(re.fullmatch(r"[0-9a-f]{16}-[0-9a-f]{16}\.dcm", name) for name in names)
+    assert 1 == len({name[:16] for name in names})
+    assert not any(secret.encode() in written for secret in phantoms.SECRETS.values())
+    assert 12 == seen["volume"]["slices"]
+
+
+def test_what_may_show_a_name_is_not_copied(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """It is told of by the path that was given, and the others are copied."""
+    pytest.importorskip("dicomanonymizer", reason="the extra `deidentify` is not installed")
+    screenshot = phantoms.dicom(samples.drawing(64, 64), sop_class=phantoms.SCREENSHOT, modality="OT")
+    (tmp_path / "shot").write_bytes(screenshot)
+    (tmp_path / "text").write_text("no picture")
+    (tmp_path / "scan").write_bytes(phantoms.series(phantoms.abdomen(1))[0])
+    paths = [tmp_path / name for name in ("shot", "text", "scan")]
+    said = medserve(capsys, "deidentify", *paths, "--out", tmp_path / "copies")
+
+    assert (2, 1) == (said.code, len(list((tmp_path / "copies").iterdir())))
+    assert 2 == len(said.err.splitlines())
+    assert "text may be drawn" in said.err
+
+
+def test_without_the_extra_copies_are_refused_with_the_command_that_installs_it(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """One line, nothing written."""
+    monkeypatch.setitem(sys.modules, "dicomanonymizer", None)
+    (tmp_path / "scan").write_bytes(phantoms.series(phantoms.abdomen(1))[0])
+    said = medserve(capsys, "deidentify", tmp_path / "scan", "--out", tmp_path / "copies")
+
+    assert "medserve[deidentify]" in refused(said)
+    assert [] == list((tmp_path / "copies").iterdir())
 
 
 @pytest.mark.usefixtures("script")

@@ -9,7 +9,7 @@ from typer.main import get_command
 from medserve.cli import app
 
 PAGE = Path(__file__).parents[1] / "docs" / "commands.md"
-NAMES = ("run", "inspect", "replay", "serve", "ls", "ps", "doctor")
+NAMES = ("run", "inspect", "deidentify", "replay", "serve", "ls", "ps", "doctor")
 HEAD = """# Commands
 
 Written by `make docs` from the commands' own help.

@@ -7,6 +7,8 @@ import PIL.Image
 import pytest
 
 from medserve import inspection
+from medserve.errors import ImageTooLarge
+from medserve.images import Study
 from medserve.imaging.intake import Wanted
 from medserve.imaging.preprocess import VisionInput
 from medserve.settings import Limits
@@ -54,6 +56,38 @@ async def test_a_slide_also_shows_where_its_patches_lie(tmp_path: Path) -> None:
     assert (tmp_path / "a.png", tmp_path / "a-overview.png") == inspection.save(found, tmp_path / "a.png")
     with PIL.Image.open(tmp_path / "a-overview.png") as overview:
         assert "PNG" == overview.format
+
+
+async def test_the_sheet_is_made_for_those_only_who_ask(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And once."""
+    made: list[VisionInput] = []
+
+    def drawn(study: Study, vision: VisionInput) -> bytes:
+        made.append(vision)
+        return b"PNG"
+
+    monkeypatch.setattr(inspection, "contact_sheet", drawn)
+    found = await inspection.inspect([samples.picture("PNG")], Limits())
+
+    assert [] == made
+    assert (b"PNG", b"PNG", 1) == (found.sheet, found.sheet, len(made))
+
+
+async def test_a_large_volume_given_as_a_file_is_inspected(tmp_path: Path) -> None:
+    """`image_bytes` is for pictures; a volume has `file_bytes`, and a refusal names the setting to raise."""
+    file = tmp_path / "scan.nii"
+    file.write_bytes(samples.nifti())
+    (tmp_path / "scan.dcm").write_bytes(samples.dicom())
+    limits = Limits(image_bytes=500, file_bytes=10**6)
+
+    assert 6 == len((await inspection.inspect([file], limits)).inspection.pictures)
+    assert 1 == len((await inspection.inspect([tmp_path / "scan.dcm"], limits)).inspection.pictures)
+    for path in (file, tmp_path / "scan.dcm"):
+        with pytest.raises(ImageTooLarge, match=r"raise limits\.file_bytes"):
+            await inspection.inspect([path], Limits(file_bytes=500))
+    (tmp_path / "picture.png").write_bytes(samples.picture("PNG"))
+    with pytest.raises(ImageTooLarge, match=r"raise limits\.image_bytes"):
+        await inspection.inspect([tmp_path / "picture.png"], limits.model_copy(update={"image_bytes": 50}))
 
 
 async def test_the_record_says_the_same_as_the_text() -> None:

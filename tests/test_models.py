@@ -1,6 +1,8 @@
 """Models tell their states apart: what loads, what failed and why, and what may be asked again."""
 
 import asyncio
+import gc
+import weakref
 from collections.abc import AsyncGenerator
 from dataclasses import replace
 
@@ -10,6 +12,7 @@ from medserve.engines import Capabilities, Engine
 from medserve.engines.scripted import Scripted
 from medserve.errors import InvalidRequest, ModelBlind, ModelFailed, UnknownModel, WeightsCorrupt
 from medserve.generation import Chunk, GenerationRequest, Message, collect
+from medserve.images import Image
 from medserve.models import ModelHandle, Models, State
 from medserve.settings import ModelSpec, Settings
 from tests.pictures import picture
@@ -87,16 +90,66 @@ async def test_defect_003_1_a_failed_load_says_why_and_is_not_retried_in_silence
     assert (State.FAILED, "the file is cut short", 1) == (handle.state, handle.status.error, starts.count)
 
 
-async def test_a_failed_load_is_tried_again_on_request() -> None:
-    """Once the file has been mended."""
-    handle = ModelHandle(SPEC, SETTINGS, Starts(WeightsCorrupt("cut short"), Scripted(["hello"])))
-    with pytest.raises(WeightsCorrupt):
-        await handle.ready()
+class Clock:
+    """Seconds that pass when a test says so."""
 
-    handle.retry()
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+async def test_a_failed_load_is_tried_again_after_a_pause_that_doubles() -> None:
+    """A request that comes too early is told when; the state stays failed, with its reason and a count."""
+    clock = Clock()
+    starts = Starts(WeightsCorrupt("cut short"), WeightsCorrupt("cut short"), Scripted(["hello"]))
+    handle = ModelHandle(SPEC, SETTINGS, starts, clock=clock)
+
+    for attempt, pause in enumerate((60, 120), start=1):
+        with pytest.raises(WeightsCorrupt, match=r"cut short$"):
+            await handle.ready()
+        clock.now += pause - 1.5
+        with pytest.raises(WeightsCorrupt, match="cut short; a request may try again in 2 seconds"):
+            await handle.ready()
+        assert (State.FAILED, "cut short", attempt) == (handle.state, handle.status.error, handle.status.attempts)
+        assert attempt == starts.count
+        clock.now += 1.5
 
     assert "hello" == (await collect(handle.stream(QUESTION))).text
-    assert handle.status.error is None
+    assert (None, 0) == (handle.status.error, handle.status.attempts)
+
+
+async def test_the_pause_after_failures_has_a_limit() -> None:
+    """A model that has failed for a week is tried every quarter of an hour."""
+    clock = Clock()
+    handle = ModelHandle(SPEC, SETTINGS, Starts(*[WeightsCorrupt("cut short")] * 40), clock=clock)
+
+    for _ in range(40):
+        with pytest.raises(WeightsCorrupt, match=r"cut short$"):
+            await handle.ready()
+        clock.now += 900
+
+
+@pytest.mark.parametrize("blind", [True, False])
+async def test_a_refused_request_leaves_no_picture_behind(blind: bool) -> None:
+    """An error that is kept for later requests must not keep the earlier ones' pictures in memory."""
+    starts = Starts(Seeing(["the same", "the same"]) if blind else WeightsCorrupt("cut short"))
+    handle = ModelHandle(SPEC, SETTINGS, starts)
+    pictures = [weakref.ref(await _refused(handle)) for _ in range(3)]
+
+    await asyncio.sleep(0)  # the loop itself still holds what it has just handed over
+    gc.collect()
+
+    assert [None] * 3 == [one() for one in pictures]
+
+
+async def _refused(handle: ModelHandle) -> Image:
+    """A picture that the model was asked about in vain."""
+    shown = picture()
+    with pytest.raises(ModelFailed):
+        await collect(handle.stream(GenerationRequest((Message("user", (shown, "What is this?")),))))
+    return shown
 
 
 async def test_an_unforeseen_failure_is_a_failed_model_and_not_a_crash() -> None:

@@ -48,7 +48,12 @@ def test_words_or_answers_that_are_too_long_are_named(pictures: int, text: int, 
 
 def test_a_text_has_at_least_a_token_and_at_most_its_characters() -> None:
     """An estimate that never refuses what fits."""
-    assert [0, 1, 1, 2] == [fewest_tokens("x" * length) for length in (0, 1, 8, 9)]
+    assert [0, 1, 1, 2] == [fewest_tokens("xy" * (length // 2)) for length in (0, 2, 16, 18)]
+
+
+def test_a_run_of_one_character_may_be_one_token() -> None:
+    """Gemma has tokens for long runs of spaces, line breaks and dashes; they must not make a text seem long."""
+    assert 1 == fewest_tokens("a" + " " * 10_000 + "b" + "\n" * 10_000)
 
 
 @given(

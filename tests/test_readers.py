@@ -2,7 +2,7 @@
 
 import json
 import re
-from time import perf_counter
+from time import process_time
 from typing import Any
 
 import pytest
@@ -47,6 +47,9 @@ dots (absent) | dots (not visible) | Not visible: dots, globules, streaks | dots
 no dots and globules | no dots, no globules | Dots? No. Globules? No. | The lesion is free of streaks.
 Dots: no / Globules: no / Streaks: no | Not visible: / - dots / - globules | There isn't any dot.
 no dots and globules are visible | Dots are not clearly visible | globules are missing
+zero dots | 0 globules | dots: 0 | dots: 0, globules: 0, streaks: 0 | dots (0), globules (0) | dots: − | dots : -
+dots (-) | Dots: - | Dots -, globules - | Globules: - (none) | dots: absent | dots - none | dots: ✗ | none seen
+[ ] dots / [ ] globules | negative for dots, globules or streaks | no definite dots
 """
 DOTS_ALONE = """
 dots | Dots. | **dots** | - dots | A dot is visible. | only dots are visible | Yes, dots. | Dots are visible.
@@ -60,17 +63,27 @@ Dots are visible; no other structures. | no doubt, dots are visible | Globules a
 neither globules nor streaks, but dots | I see dots; I do not see globules. | dots are not absent
 Visible: / - dots / Not visible: / - globules / - streaks | Dots are present whereas streaks are absent.
 Which are visible: dots, globules, streaks? Dots. | None, except for dots. | dots instead of globules
+dots: + | dots (+) | dots(+) | dots + | dots: present | dots: yes | dots: positive | dots: (+), globules: (-)
+Dots: +, globules: - | Dots: + globules: - | dots: + and globules: - | dots (+), globules (-) | dots +, globules -
+dots: ++, globules: -, streaks: 0 | Dots: +. Globules: -. | 1. Dots: + / 2. Globules: - | dots = +, globules = -
+dots ✓, globules ✗ | - [x] dots / - [ ] globules | - Dots: + / - Globules: - / - Streaks: 0 | 2 dots, 0 globules
+dots: yes globules: no | Dots – present, globules – absent | positive for dots, negative for globules
+no evidence of globules; dots present | dots present; globules 0 %
 """
 DOTS_AND_GLOBULES = """
 dots and globules | dots, globules | Globules, dots | - dots / - globules | not only dots but also globules
 dots, globules, no streaks | dots/globules | dots and globules but no streaks | dots, globules and no streaks
 dots and globules are visible without streaks | streaks are missing; dots, globules present
+dots + globules | dots: +, globules: + | Dots (+), globules (+), streaks (-) | + dots / + globules | dots & globules
 """
+# "No definite dots" is how reports say that there are none; "not definitely seen" says only that it is not certain.
 NOT_READABLE = """
 i cannot determine this | Yes. | something else | substantial | I am not sure | no picture was provided | Other
 dots or globules | either dots or globules | possible dots | dots cannot be excluded | dots may be present
 no dots, globules are visible | dots, globules not visible | Which structures? dots, globules, streaks?
 I cannot tell whether dots are visible | No, I cannot assess this.
+dots: ? | dots (?) | dots: +/- | dots: (±) | dots: ±, globules: - | dots: +, globules: ? | Dots: +. Globules: ±.
+dots +/- globules | dots-, globules+ | 0 to 2 globules | dots not definitely seen | no lesion is visible
 """
 CONTRADICTORY = """
 dots and no dots | none, dots | No, dots are visible | Dots are visible. Dots are absent.
@@ -171,6 +184,74 @@ def test_both_are_a_contradiction(reply: str) -> None:
     """An answer whose sentence says the opposite is no answer."""
     reading = YES_NO.read(reply)
     assert (None, (Flag.CONTRADICTION,)) == (reading.value, reading.flags)
+
+
+# The protocol asks for "X or Y": a denial of one of them is no answer while anything is left that may be there.
+NEITHER_SIGN = """
+no definite network | none seen | None visible. | neither | Neither is visible. | negative for regression | absent
+No, none is visible. | no - not seen | no - none seen | No (none seen) | no, nothing | Not visible. | No signs are seen.
+No regression or blue-white veil. | No regression; no blue-white veil. | No regression, no blue-white veil
+No regression and no blue-white veil. | No evidence of regression or blue-white veil | No network, veil, or dots
+Neither regression nor a blue-white veil is visible. | No: neither regression nor blue-white veil is present.
+No, regression and blue-white veil are absent. | Regression is absent; veil isn't. | Absent: regression, veil.
+Regression: no, veil: no | Regression: -, veil: -
+There are no comedo-like openings or milia-like cysts visible. | No signs of regression are visible in this lesion.
+No. Neither comedo-like openings nor milia-like cysts are seen. | Based on the image, no network is visible.
+No; the lesion is brown. | No. The lesion is dark brown. | No, this lesion does not show any of these.
+"""
+ONE_SIGN_AND_NOT_THE_OTHER = """
+No regression but blue-white veil. | No milia-like cysts, but comedo-like openings. | No regression; blue-white veil +
+No regression except a blue-white veil | No regression, however blue-white veil | No regression although a veil is seen
+No, only a blue-white veil | No evidence of regression; blue-white veil present | Blue-white veil is seen, no regression
+Regression: yes, veil: no | No regression (blue-white veil present) | veil: +, regression: no | regression -, veil +
+Positive for blue-white veil, negative for regression | Regression: no / Blue-white veil: yes | Veil: no regression: yes
+milia-like cysts: 0, comedo-like openings: present | There is no regression, but there is a veil
+Yes, a veil but no regression | Blue-white veil but no regression | No regression. There are comedo-like openings.
+No milia-like cysts, yet several comedo-like openings | No regression apart from a small veil
+regression: no; veil: 1+ | No clear regression though some white scar-like areas. | Veil yes, regression no
+"""
+ONE_SIGN_DENIED_THE_OTHER_OPEN = """
+No regression, blue-white veil | No regression; blue-white veil | No regression. Blue-white veil. | Regression 0, veil 1
+Blue-white veil without regression | blue-white veil, no regression | No regression with blue-white veil
+No regression and blue-white veil | No regression + blue-white veil | No regression (blue-white veil)
+No I see a blue-white veil | No there is a blue-white veil | No regression: blue-white veil | regression, veil absent
+No regression - blue-white veil | No regression, possible blue-white veil | Regression no, veil
+No regression; blue-white veil cannot be excluded | Regression: -, veil: +/- | Regression: no, veil: ?
+No regression; the veil is extensive | No regression; the lesion has a blue-white veil | Regression absent and veil
+Regression: none; veil: mild | network not definitely seen | positive for blue-white veil | No less than two cysts
+not absent | never mind | none of your concern | - [ ] regression / - [x] veil | The lesion is not visible.
+There is no lesion in the image. | I do not have enough information.
+"""
+
+
+@pytest.mark.parametrize("reply", replies(NEITHER_SIGN))
+def test_no_is_said_of_all_that_was_asked_for(reply: str) -> None:
+    """All that such a reply names is denied, and nothing is left over."""
+    assert Reading("no") == YES_NO.read(reply)
+
+
+@pytest.mark.parametrize("reply", replies(ONE_SIGN_AND_NOT_THE_OTHER))
+def test_a_sign_is_not_lost_behind_the_denial_of_another(reply: str) -> None:
+    """A reply such as "No regression but blue-white veil" was read as no, and the veil was lost."""
+    reading = YES_NO.read(reply)
+    assert (None, (Flag.CONTRADICTION,)) == (reading.value, reading.flags)
+
+
+@pytest.mark.parametrize("reply", replies(ONE_SIGN_DENIED_THE_OTHER_OPEN))
+def test_a_sign_that_may_be_there_is_not_denied(reply: str) -> None:
+    """What is only named, or left open, beside a denial keeps the answer from being no."""
+    reading = YES_NO.read(reply)
+    assert reading.value is None
+    assert Flag.UNREADABLE in reading.flags
+
+
+@pytest.mark.parametrize(
+    ("reply", "expected"),
+    [("Grade 0", "0"), ("0", "0"), ("Grade: 0.", "0"), ("not 0 but 1", "1"), ("0.5", None), ("0 or 1", None)],
+)
+def test_a_nought_that_is_an_option_denies_nothing(reply: str, expected: str | None) -> None:
+    """A grade of 0 is a grade."""
+    assert expected == one_of("0", "1", "2").read(reply).value
 
 
 # --- one of a list
@@ -491,15 +572,34 @@ def test_any_reply_has_a_value_or_a_flag(reply: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "piece", ["not ", "no dots ", "or dots ", "i cannot ", "? ", "a", "(no ", '{"a":', "[", "no, ", " "]
+    "piece",
+    [
+        "not ",
+        "no dots ",
+        "or dots ",
+        "i cannot ",
+        "? ",
+        "a",
+        "(no ",
+        '{"a":',
+        "[",
+        "no, ",
+        " ",
+        "a - ",
+        "a: - ",
+        "(+) ",
+        "=",
+        "[ ] a\n",
+        "0 ",
+    ],
 )
 def test_reading_takes_time_in_proportion_to_the_reply(piece: str) -> None:
     """A reply that repeats itself to the last token is read in seconds at most on a slow machine."""
     reply = (piece * 100_000)[:100_000]
-    begin = perf_counter()
+    begin = process_time()
     for reader in (STRUCTURES, YES_NO, CODE, JSON):
         reader.read(reply)
-    assert perf_counter() - begin < 20
+    assert process_time() - begin < 20
 
 
 def test_a_reader_describes_itself() -> None:

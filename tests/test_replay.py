@@ -1,9 +1,12 @@
 """A recorded report comes out again word for word, and any difference is seen."""
 
+from math import inf
+
 import pytest
 
 from medserve.engines.scripted import Reply, Scripted
 from medserve.errors import InvalidRequest
+from medserve.flags import Flag
 from medserve.generation import Sampling
 from medserve.replay import replayed
 from medserve.reports import Report
@@ -54,3 +57,24 @@ async def test_thinking_is_replayed_too() -> None:
 
     assert "a notch on the left" == again.steps[0].thinking
     assert report.same_answers(again)
+
+
+async def test_a_label_without_any_probability_survives_the_record() -> None:
+    """JSON has no minus infinity; what stands for it is read back as a probability of zero."""
+    scored = Reply("BCC", label_logprobs={"MEL": -inf, "NV": -inf, "BCC": -0.1, "BKL": -inf})
+    made = await examine(find("dermoscopy"), study(), Scripted((*ANSWERS[:-1], scored)))
+    report = Report.model_validate_json(made.model_dump_json())
+
+    again = await replayed(report, study())
+
+    assert {"MEL": 0.0, "NV": 0.0, "BCC": 1.0, "BKL": 0.0} == again.conclusion.probabilities
+    assert report.same_answers(again)
+
+
+async def test_labels_that_all_have_no_probability_are_no_crash() -> None:
+    """Their shares are equal and mean nothing, which a flag says."""
+    scored = Reply("BCC", label_logprobs=dict.fromkeys(("MEL", "NV", "BCC", "BKL"), -inf))
+    made = await examine(find("dermoscopy"), study(), Scripted((*ANSWERS[:-1], scored)))
+
+    assert 0.0 == made.conclusion.label_mass
+    assert Flag.LOW_LABEL_MASS in made.flags

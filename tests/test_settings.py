@@ -24,6 +24,14 @@ def test_the_environment_sets_one_limit_and_leaves_the_others(monkeypatch: pytes
     assert (1000, 128) == (limits.image_bytes, limits.images)
 
 
+def test_a_volume_in_one_file_may_be_larger_than_a_picture() -> None:
+    """A NIfTI of 512 x 512 x 140 voxels has 70 MiB; a photograph never has."""
+    limits = Settings().limits
+
+    assert 512 * 512 * 140 * 2 < limits.file_bytes
+    assert limits.image_bytes < limits.file_bytes
+
+
 def test_a_file_declares_models_and_the_environment_wins_over_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

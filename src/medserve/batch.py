@@ -1,9 +1,11 @@
 """Studies one after another, each with its report or its own error: one bad file stops no other."""
 
+import json
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +17,7 @@ from medserve.errors import EngineError, InvalidRequest, SourceFailed
 from medserve.generation import Sampling
 from medserve.imaging import intake
 from medserve.imaging.intake import Reading, Wanted
+from medserve.imaging.material import DEFAULT
 from medserve.models import Models
 from medserve.reports import Report, Step, as_text
 from medserve.settings import Settings
@@ -37,6 +40,13 @@ class Order:
     sampling: Sampling
     as_json: bool = False
     folder: Path | None = None
+    wanted: Wanted = DEFAULT
+
+    @property
+    def sought(self) -> Wanted:
+        """What is wanted of the files: where nobody says how they were made, what the workflow is for."""
+        modality = self.wanted.modality or self.workflow.modality
+        return replace(self.wanted, modality=modality, volume=self.workflow.measures)
 
 
 @dataclass
@@ -90,7 +100,7 @@ async def reading(names: Sequence[str], settings: Settings, wanted: Wanted) -> R
 async def _report(
     order: Order, names: Sequence[str], engine: Engine, settings: Settings, progress: "Progress"
 ) -> Report:
-    study = (await reading(names, settings, Wanted(order.workflow.modality))).study
+    study = (await reading(names, settings, order.sought)).study
     return await examine(
         order.workflow, study, engine, options=order.options, sampling=order.sampling, progress=progress.step
     )
@@ -104,8 +114,19 @@ async def _deliver(report: Report, order: Order, called: str) -> None:
         typer.echo(f"{called} -> {written}", err=True)
 
 
+def file_name(report: Report) -> str:
+    """The workflow, the study's content and the circumstances: only the same question to the same model has the same.
+
+    Circumstances are everything in the provenance (model, its facts, options, versions), temperature and seed.
+    """
+    steps = [(step.temperature, step.seed) for step in report.steps]
+    made = json.dumps([report.provenance.model_dump(mode="json"), steps], sort_keys=True)
+    circumstances = sha256(made.encode()).hexdigest()[:8]
+    return f"{report.provenance.workflow}-{report.study.sha256[:16]}-{circumstances}.json"
+
+
 def _write(report: Report, folder: Path) -> Path:
-    target = folder / f"{report.provenance.workflow}-{report.study.sha256[:16]}.json"
+    target = folder / file_name(report)
     try:
         target.write_text(report.model_dump_json(indent=2) + "\n", encoding="utf-8")
         target.with_suffix(".txt").write_text(as_text(report) + "\n", encoding="utf-8")

@@ -10,13 +10,14 @@ import asyncio
 import json
 import sys
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
 from medserve import __version__
-from medserve.errors import EngineError, InvalidRequest, MedserveError
+from medserve.errors import EngineError, InvalidRequest, MedserveError, SourceFailed
 
 if TYPE_CHECKING:
     from socket import socket
@@ -48,6 +49,27 @@ Studies = Annotated[
         help="Files, folders, zip or tar archives, or references (dicomweb:NAME/studies/...); each is a study.",
         show_default=False,
     ),
+]
+ContextOption = Annotated[
+    int | None,
+    typer.Option(
+        "--context",
+        min=256,
+        max=131_072,
+        help="Tokens of context of a GGUF file given with --model; 85 slices need about 22,000.",
+    ),
+]
+ThreadsOption = Annotated[
+    int | None, typer.Option("--threads", min=1, max=512, help="Threads for a GGUF file given with --model.")
+]
+ModalityOption = Annotated[str, typer.Option("--modality", help="For files that do not say it: CT, MR, DX, SM, ...")]
+PatchesOption = Annotated[int, typer.Option("--patches", help="Of a slide: at most so many patches.")]
+MagnificationOption = Annotated[
+    float, typer.Option("--magnification", help="Of a slide: 5, 10 or 20; 0 is 10 or what there is.")
+]
+SlideSeedOption = Annotated[int, typer.Option("--slide-seed", help="Of a slide: which patches are drawn.")]
+MppOption = Annotated[
+    float, typer.Option("--mpp", help="Of a slide: micrometres a pixel, where it does not say; 0 is what it says.")
 ]
 Together = Annotated[bool, typer.Option("--together", help="All paths are one study, such as a series' files.")]
 
@@ -94,6 +116,8 @@ def run(
     together: Together = False,
     model: ModelOption = "",
     mmproj: ProjectorOption = None,
+    context: ContextOption = None,
+    threads: ThreadsOption = None,
     option: Annotated[
         list[str] | None,
         typer.Option("--option", "-o", metavar="NAME=VALUE", help="An option of the workflow; repeatable."),
@@ -102,12 +126,19 @@ def run(
     folder: Annotated[Path | None, typer.Option("--out", help="Also write each report here, as JSON and text.")] = None,
     temperature: Annotated[float, typer.Option(help="0 is greedy and repeatable.")] = 0.0,
     seed: Annotated[int | None, typer.Option(help="Seed for temperatures above 0.")] = None,
+    modality: ModalityOption = "",
+    patches: PatchesOption = 125,
+    magnification: MagnificationOption = 0.0,
+    slide_seed: SlideSeedOption = 0,
+    mpp: MppOption = 0.0,
     strict: Annotated[bool, typer.Option("--strict", help="Exit with 4 when a report needs review.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress on standard error.")] = False,
 ) -> None:
     """Run a workflow on studies and print the reports.
 
     A study that cannot be read is told of on standard error and the others go on; the exit code is then 2.
+    --out names files by workflow, content of the study, model and options, so that a report is replaced only by the
+    same question asked again.
 
     \b
     Examples:
@@ -119,9 +150,10 @@ def run(
     from medserve import batch, telemetry, workflows
     from medserve.generation import Sampling
 
-    settings = _with_model(_settings(), model, mmproj)
+    settings = _with_model(_settings(), model, mmproj, context, threads)
     sampling = Sampling(temperature=temperature, seed=seed)
-    order = batch.Order(workflows.find(workflow), _options(option or []), sampling, as_json, folder)
+    wanted = _wanted(modality, patches, magnification, slide_seed, mpp)
+    order = batch.Order(workflows.find(workflow), _options(option or []), sampling, as_json, folder, wanted)
     order.workflow.chosen(order.options)
     if folder is not None:
         _make(folder)
@@ -131,6 +163,13 @@ def run(
         raise typer.Exit(3 if tally.failed else 2)
     if strict and tally.review:
         raise typer.Exit(4)
+
+
+def _wanted(modality: str, patches: int, magnification: float, slide_seed: int, mpp: float) -> "Wanted":
+    from medserve import inspection
+    from medserve.imaging.material import Wanted
+
+    return Wanted(inspection.modality(modality) if modality else None, patches, magnification, slide_seed, mpp)
 
 
 def _studies(paths: Sequence[str], together: bool) -> list[tuple[str, ...]]:
@@ -145,10 +184,11 @@ def inspect(
     sheet: Annotated[
         Path | None, typer.Option("--sheet", help="Write what the model sees here, as PNG; of one study only.")
     ] = None,
-    modality: Annotated[str, typer.Option(help="For files that do not say it: CT, MR, DX, SM, ...")] = "",
-    patches: Annotated[int, typer.Option(help="Of a slide: at most so many patches.")] = 125,
-    magnification: Annotated[float, typer.Option(help="Of a slide: 5, 10 or 20; 0 is 10 or what there is.")] = 0.0,
-    seed: Annotated[int, typer.Option(help="Of a slide: which patches are drawn.")] = 0,
+    modality: ModalityOption = "",
+    patches: PatchesOption = 125,
+    magnification: MagnificationOption = 0.0,
+    slide_seed: SlideSeedOption = 0,
+    mpp: MppOption = 0.0,
 ) -> None:
     """Show what a model would see of studies: facts, warnings and a contact sheet. No model is needed.
 
@@ -158,38 +198,38 @@ def inspect(
       medserve inspect series/ --json
       medserve inspect slide.svs --magnification 20 --patches 16 --sheet patches.png
     """
-    from medserve import inspection, telemetry
-    from medserve.imaging.material import Wanted
+    from medserve import telemetry
 
     studies = _studies(paths, together)
     if sheet is not None and len(studies) > 1:
         raise InvalidRequest("--sheet shows one study; give one path, or --together", param="sheet")
-    wanted = Wanted(inspection.modality(modality) if modality else None, patches, magnification, seed)
+    wanted = _wanted(modality, patches, magnification, slide_seed, mpp)
     telemetry.configure("critical")
-    refused = asyncio.run(_inspect_all(studies, _settings(), wanted, as_json, sheet))
-    if refused:
-        raise typer.Exit(2)
+    refused, failed = asyncio.run(_inspect_all(studies, _settings(), wanted, as_json, sheet))
+    if refused or failed:
+        raise typer.Exit(3 if failed else 2)
 
 
 async def _inspect_all(
     studies: Sequence[Sequence[str]], settings: "Settings", wanted: "Wanted", as_json: bool, sheet: Path | None
-) -> int:
-    """Print each study's inspection; how many could not be read."""
+) -> tuple[int, int]:
+    """Print each study's inspection; how many were refused, and how many a server or the decoder failed on."""
     from medserve import inspection
     from medserve.batch import reading
 
-    refused = 0
+    refused = failed = 0
     for names in studies:
         try:
             found = await inspection.shown(await reading(names, settings, wanted))
-        except InvalidRequest as error:
+        except (InvalidRequest, EngineError, SourceFailed) as error:
             typer.secho(f"error: {names[0]}: {error.message}", fg="red", err=True)
-            refused += 1
+            refused += isinstance(error, InvalidRequest)
+            failed += not isinstance(error, InvalidRequest)
             continue
         typer.echo(found.inspection.model_dump_json() if as_json else inspection.as_text(found.inspection) + "\n")
         if sheet is not None:
             _write_sheet(found, sheet)
-    return refused
+    return refused, failed
 
 
 def _write_sheet(found: "Inspected", sheet: Path) -> None:
@@ -204,6 +244,37 @@ def _write_sheet(found: "Inspected", sheet: Path) -> None:
 
 
 @app.command()
+def deidentify(
+    paths: Annotated[
+        list[str],
+        typer.Argument(metavar="PATH", help="DICOM files, folders, zip or tar archives.", show_default=False),
+    ],
+    folder: Annotated[Path, typer.Option("--out", help="The copies are written here.", show_default=False)],
+) -> None:
+    """Write copies of DICOM files without identity, by the basic profile of DICOM PS3.15.
+
+    UIDs are new, and the same for what belongs together among the files of one call. A file with text that may be
+    drawn into the picture is told of and not copied; the exit code is then 2. Names of the copies are made of their
+    UIDs. This needs an extra: pip install 'medserve[deidentify]'.
+
+    \b
+    Example:
+      medserve deidentify series/ --out copies/
+    """
+    from medserve import copies
+
+    _make(folder)
+    done = copies.write(paths, folder, _settings().limits)
+    for called, reason in done.refused:
+        typer.secho(f"error: {called}: {reason}", fg="red", err=True)
+    if done.others:
+        typer.echo(f"{done.others} files in folders or archives are no DICOM files and were left out", err=True)
+    typer.echo(f"{done.written} copies are in {folder}")
+    if done.refused:
+        raise typer.Exit(2)
+
+
+@app.command()
 def replay(
     report: Annotated[
         Path, typer.Argument(metavar="REPORT", help="A report that `run --out` or the HTTP API wrote, as JSON.")
@@ -212,20 +283,27 @@ def replay(
         list[str],
         typer.Argument(metavar="PATH", help="The study that the report is about, as it was given.", show_default=False),
     ],
+    modality: ModalityOption = "",
+    patches: PatchesOption = 125,
+    magnification: MagnificationOption = 0.0,
+    slide_seed: SlideSeedOption = 0,
+    mpp: MppOption = 0.0,
 ) -> None:
     """Run a report's workflow again with its recorded answers, and say whether the same report comes out.
 
-    This needs no model: it checks that reading, cleaning and concluding still do what they did.
+    This needs no model: it checks that reading, cleaning and concluding still do what they did. What `run` was told
+    about the files has to be told again.
 
     \b
     Example:
-      medserve replay reports/dermoscopy-0f3a1c52e9b07d44.json lesion.jpg
+      medserve replay reports/dermoscopy-0f3a1c52e9b07d44-5d1c09aa.json lesion.jpg
     """
     from medserve.reports import as_text
 
     recorded = _recorded(report)
+    wanted = _wanted(modality, patches, magnification, slide_seed, mpp)
     try:
-        again = asyncio.run(_replay(recorded, files, _settings()))
+        again = asyncio.run(_replay(recorded, files, _settings(), wanted))
     except EngineError as error:
         _fail(f"the replay differs: {error.message}", 1)
     if not recorded.same_answers(again):
@@ -247,13 +325,12 @@ def _recorded(file: Path) -> "Report":
         raise InvalidRequest(f"{file} is not a report of this version of medserve", param="report") from None
 
 
-async def _replay(recorded: "Report", files: Sequence[str], settings: "Settings") -> "Report":
+async def _replay(recorded: "Report", files: Sequence[str], settings: "Settings", wanted: "Wanted") -> "Report":
     from medserve.batch import reading
-    from medserve.imaging.material import Wanted
     from medserve.replay import replayed
     from medserve.workflows import find
 
-    wanted = Wanted(find(recorded.provenance.workflow).modality)
+    wanted = replace(wanted, modality=wanted.modality or find(recorded.provenance.workflow).modality)
     return await replayed(recorded, (await reading(files, settings, wanted)).study)
 
 
@@ -263,6 +340,8 @@ def serve(
     port: Annotated[int | None, typer.Option(help="Port; 0 takes a free one.")] = None,
     model: ModelOption = "",
     mmproj: ProjectorOption = None,
+    context: ContextOption = None,
+    threads: ThreadsOption = None,
     open_to_network: Annotated[
         bool,
         typer.Option("--open-to-network", help="Allow an address that other machines reach. There are no keys yet."),
@@ -282,7 +361,11 @@ def serve(
 
     given = {"host": host, "port": port, "open_to_network": open_to_network or None}
     settings = _with_model(
-        _settings(**{name: value for name, value in given.items() if value is not None}), model, mmproj
+        _settings(**{name: value for name, value in given.items() if value is not None}),
+        model,
+        mmproj,
+        context,
+        threads,
     )
     _check_reach(settings)
     telemetry.configure(settings.log_level)
@@ -412,13 +495,19 @@ def _settings(**given: Any) -> "Settings":
         raise InvalidRequest(f"the settings cannot be read: {error}", param="settings") from None
 
 
-def _with_model(settings: "Settings", model: str, projector: Path | None) -> "Settings":
+def _with_model(
+    settings: "Settings", model: str, projector: Path | None, context: int | None, threads: int | None
+) -> "Settings":
     """The settings with `model` as the default: a declared name, or a GGUF file that is declared by being named."""
     from medserve.settings import ModelSpec
 
     is_file = model.lower().endswith(".gguf")
-    if projector is not None and not is_file:
-        raise InvalidRequest("--mmproj belongs to a GGUF file given with --model", param="mmproj")
+    for name, value in (("mmproj", projector), ("context", context), ("threads", threads)):
+        if value is not None and not is_file:
+            raise InvalidRequest(
+                f"--{name} belongs to a GGUF file given with --model; of a declared model it is set in the settings",
+                param=name,
+            )
     if not model:
         return settings
     if not is_file:
@@ -428,7 +517,8 @@ def _with_model(settings: "Settings", model: str, projector: Path | None) -> "Se
         if file is not None and not file.is_file():
             raise InvalidRequest(f"there is no file {file}", param="model")
     name = "".join(c if c.isalnum() or c in "._-" else "-" for c in path.stem)
-    spec = ModelSpec(name=name, path=path, projector=projector)
+    spec = ModelSpec(name=name, path=path, projector=projector, threads=threads)
+    spec = spec.model_copy(update={"context": context}) if context is not None else spec
     others = tuple(other for other in settings.models if other.name != name)
     return settings.model_copy(update={"models": (spec, *others), "default_model": name})
 
@@ -460,7 +550,7 @@ def _make(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise InvalidRequest(f"reports cannot be written to {folder}: {error.strerror}", param="out") from None
+        raise InvalidRequest(f"nothing can be written to {folder}: {error.strerror}", param="out") from None
 
 
 def _url(host: str, port: int) -> str:

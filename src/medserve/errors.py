@@ -9,7 +9,9 @@
     │   ├── ReferenceRefused      an address leads where the settings do not allow
     │   └── ImageError
     │       ├── ImageUnreadable
-    │       └── ImageTooLarge
+    │       ├── ImageTooLarge
+    │       ├── NoTissue          a slide shows glass only
+    │       └── MagnificationUnknown
     ├── ModelError                the model's state forbids the request
     │   ├── ModelLoading
     │   ├── ModelFailed
@@ -26,7 +28,9 @@
 Messages never hold patient data: they quote field names, numbers and hashes, not prompts, file names or tags.
 """
 
-from typing import ClassVar
+from typing import ClassVar, TypeVar
+
+E = TypeVar("E", bound="MedserveError")
 
 
 class MedserveError(Exception):
@@ -101,6 +105,18 @@ class ImageTooLarge(ImageError):
     code = "image_too_large"
 
 
+class NoTissue(ImageError):
+    """The slide shows glass, or too little tissue for a single patch."""
+
+    code = "no_tissue"
+
+
+class MagnificationUnknown(ImageError):
+    """The slide says neither how large its pixels are nor with which objective it was scanned."""
+
+    code = "magnification_unknown"
+
+
 class ModelError(MedserveError):
     """The model is not in a state to answer."""
 
@@ -132,7 +148,7 @@ class WeightsCorrupt(ModelFailed):
 
 
 class ProjectorMissing(ModelFailed):
-    """Image work needs a vision projector (mmproj) file and none was given or found."""
+    """The vision projector (mmproj) file that the settings name does not exist."""
 
     code = "projector_missing"
 
@@ -171,3 +187,11 @@ class SourceFailed(MedserveError):
     """A server that holds pictures could not be reached, was late, or did not hand over what was asked for."""
 
     code = "source_failed"
+
+
+def by_code(code: str, root: type[E]) -> type[E] | None:
+    """The class of the tree at `root` and below that carries a code; the nearest to the root where several do."""
+    if root.code == code:
+        return root
+    found = (by_code(code, child) for child in root.__subclasses__())
+    return next((kind for kind in found if kind is not None), None)

@@ -37,6 +37,14 @@ class Flag(StrEnum):
     TRUNCATED = "truncated", "the answer was cut off before it was complete"
     INVALID_JSON = "invalid_json", "no JSON value that fits the schema could be read"
     BLIND = "blind", "the engine counted no image tokens for a question about a picture"
+    LABEL_DISAGREEMENT = (
+        "label_disagreement",
+        "the class in words is not the one that the model's own probabilities favour",
+    )
+    LOW_LABEL_MASS = (
+        "low_label_mass",
+        "the labels have less than half of the probability together: the model wanted to answer something else",
+    )
     DEMONSTRATION = (
         "demonstration",
         "made by the demonstration model, which knows drawings only: without clinical meaning",

@@ -17,7 +17,7 @@ Role = Literal["system", "user", "assistant"]
 Part = str | Image
 
 
-def _within(name: str, value: float, low: float, high: float) -> None:
+def within(name: str, value: float, low: float, high: float) -> None:
     """Refuse what lies outside [low, high]; NaN lies outside everything."""
     if not low <= value <= high:
         raise InvalidRequest(f"{name} must lie between {low:g} and {high:g}, not {value!r}", param=name)
@@ -49,15 +49,15 @@ class Sampling:
     seed: int | None = None
 
     def __post_init__(self) -> None:
-        _within("temperature", self.temperature, 0.0, 2.0)
-        _within("top_p", self.top_p, 0.0, 1.0)
-        _within("top_k", self.top_k, 0, 1_000_000)
-        _within("min_p", self.min_p, 0.0, 1.0)
-        _within("repetition_penalty", self.repetition_penalty, 0.1, 10.0)
-        _within("presence_penalty", self.presence_penalty, -2.0, 2.0)
-        _within("frequency_penalty", self.frequency_penalty, -2.0, 2.0)
+        within("temperature", self.temperature, 0.0, 2.0)
+        within("top_p", self.top_p, 0.0, 1.0)
+        within("top_k", self.top_k, 0, 1_000_000)
+        within("min_p", self.min_p, 0.0, 1.0)
+        within("repetition_penalty", self.repetition_penalty, 0.1, 10.0)
+        within("presence_penalty", self.presence_penalty, -2.0, 2.0)
+        within("frequency_penalty", self.frequency_penalty, -2.0, 2.0)
         if self.seed is not None:
-            _within("seed", self.seed, 0, 2**32 - 1)
+            within("seed", self.seed, 0, 2**32 - 1)
 
 
 GREEDY = Sampling()
@@ -83,9 +83,9 @@ class GenerationRequest:
     top_logprobs: int | None = None
 
     def __post_init__(self) -> None:
-        _within("max_tokens", self.max_tokens, 1, MAX_OUTPUT_TOKENS)
+        within("max_tokens", self.max_tokens, 1, MAX_OUTPUT_TOKENS)
         if self.top_logprobs is not None:
-            _within("top_logprobs", self.top_logprobs, 0, 20)
+            within("top_logprobs", self.top_logprobs, 0, 20)
         if self.schema is not None and self.choices:
             raise InvalidRequest("give a schema or choices, not both", param="schema")
         if any(not choice for choice in self.choices):
@@ -169,7 +169,10 @@ class TokenLogprob:
 
 @dataclass(frozen=True)
 class Chunk:
-    """A piece of an answer as it is written; the last chunk carries finish, usage and timings."""
+    """A piece of an answer as it is written; the last chunk carries finish, usage and timings.
+
+    `rethought` says that all text of the chunks before this one was thinking, as only its end has shown.
+    """
 
     text: str = ""
     thinking: str = ""
@@ -177,6 +180,7 @@ class Chunk:
     finish: Finish | None = None
     usage: Usage | None = None
     timings: Timings | None = None
+    rethought: bool = False
 
 
 @dataclass(frozen=True)
@@ -192,10 +196,11 @@ class Result:
 
     def plus(self, chunk: Chunk) -> "Result":
         """This answer with one more chunk."""
+        text, thinking = ("", self.text + self.thinking) if chunk.rethought else (self.text, self.thinking)
         return replace(
             self,
-            text=self.text + chunk.text,
-            thinking=self.thinking + chunk.thinking,
+            text=text + chunk.text,
+            thinking=thinking + chunk.thinking,
             finish=chunk.finish or self.finish,
             usage=chunk.usage or self.usage,
             timings=chunk.timings or self.timings,
@@ -212,13 +217,24 @@ async def collect(stream: AsyncGenerator[Chunk, None]) -> Result:
     return result
 
 
+LEAST_LOGPROB = -1e4
+"""Stands for a probability of zero: exp of it is 0.0."""
+
+
 @dataclass(frozen=True)
 class LabelScores:
-    """The model's own log-probability of each label as the whole answer (its end of turn included)."""
+    """The model's own log-probability of each label as the whole answer (its end of turn included).
+
+    None is below LEAST_LOGPROB, where JSON could not hold minus infinity: so a record of them can be replayed.
+    """
 
     logprobs: dict[str, float]
     usage: Usage = field(default_factory=Usage)
     timings: Timings = field(default_factory=Timings)
+
+    def __post_init__(self) -> None:
+        held = {label: value if value > LEAST_LOGPROB else LEAST_LOGPROB for label, value in self.logprobs.items()}
+        object.__setattr__(self, "logprobs", held)
 
     @property
     def mass(self) -> float:

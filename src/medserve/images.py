@@ -93,7 +93,7 @@ class Concern(StrEnum):
 
     FEW_SLICES = "few_slices", "fewer than 5 slices: too few to judge a volume by"
     SLICES_LEFT_OUT = "slices_left_out", "more slices than the model takes: evenly spaced ones were chosen"
-    FRAMES_LEFT_OUT = "frames_left_out", "more frames than the model takes: evenly spaced ones were chosen"
+    FRAMES_LEFT_OUT = "frames_left_out", "not all frames of a file were read: only its first, or evenly spaced ones"
     GAP = "gap", "slices are missing: a step between neighbours is at least 1.5 times the usual one"
     UNEVEN_SPACING = "uneven_spacing", "the steps between slices differ by more than 5 %"
     MIXED_ORIENTATION = "mixed_orientation", "slices of other orientations were left out"
@@ -104,10 +104,16 @@ class Concern(StrEnum):
     DERIVED_DROPPED = "derived_dropped", "derived pictures were left out in favour of original ones"
     DUPLICATE_DROPPED = "duplicate_dropped", "slices at a position already taken were left out"
     OTHER_ACQUISITION_DROPPED = "other_acquisition_dropped", "only the largest acquisition of several was read"
+    SEVERAL_STUDIES = "several_studies", "the files are of several examinations, perhaps of several patients"
     NOT_A_PICTURE_DROPPED = "not_a_picture_dropped", "files that hold no picture were left out"
     NOT_HOUNSFIELD = "not_hounsfield", "the values are not Hounsfield units: CT windows and HU do not apply"
+    HOUNSFIELD_ASSUMED = (
+        "hounsfield_assumed",
+        "the file does not say how it was made; its values were taken for Hounsfield units",
+    )
     NOT_A_NUMBER = "not_a_number", "voxels without a number were set to the lowest value"
     NO_CONTRAST = "no_contrast", "all values are equal: there is nothing to see"
+    RESAMPLED = "resampled", "the pixels were not square: the pictures were resampled to true proportions"
     LARGE_MATRIX = "large_matrix", "slices have more than 512 x 512 voxels, more than the model was trained on"
     BURNED_IN_TEXT = "burned_in_text", "text, perhaps a name, may be drawn into the picture"
     LOSSY_COMPRESSED = "lossy_compressed", "the pixels were compressed with loss before they came here"

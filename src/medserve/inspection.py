@@ -5,15 +5,18 @@ Nothing here decides anything. It reads the files through the same door as every
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
 from medserve.errors import InvalidRequest
 from medserve.images import Image, Modality, Study, Volume
-from medserve.imaging import intake, sheet
+from medserve.imaging import intake
 from medserve.imaging.intake import Material, Wanted
 from medserve.imaging.preprocess import VisionInput
+from medserve.imaging.sheet import contact_sheet
+from medserve.imaging.sheet import picture as as_png
 from medserve.settings import Limits
 from medserve.threads import in_thread
 
@@ -122,11 +125,21 @@ class Inspection(BaseModel):
 
 @dataclass(frozen=True)
 class Inspected:
-    """An inspection with its pictures as PNG files: the contact sheet, and of a slide where its patches lie."""
+    """An inspection, and pictures of it as PNG files that are made when somebody asks, and once. Asking blocks."""
 
     inspection: Inspection
-    sheet: bytes = field(repr=False)
-    overview: bytes | None = field(default=None, repr=False)
+    reading: intake.Reading = field(repr=False)
+    vision: VisionInput
+
+    @cached_property
+    def sheet(self) -> bytes:
+        """Every picture as the model gets it."""
+        return contact_sheet(self.reading.study, self.vision)
+
+    @cached_property
+    def overview(self) -> bytes | None:
+        """Of a slide, where its patches lie."""
+        return as_png(self.reading.overview) if self.reading.overview else None
 
 
 async def inspect(
@@ -142,7 +155,7 @@ async def inspect(
 
 async def shown(reading: intake.Reading, vision: VisionInput = SEEN_BY_MEDGEMMA, tokens: int = TOKENS) -> Inspected:
     """What was read already, as `vision` gets it."""
-    return await in_thread(_shown, reading, vision, tokens)
+    return Inspected(await in_thread(Inspection.of, reading.study, vision, tokens), reading, vision)
 
 
 def modality(name: str) -> Modality:
@@ -152,11 +165,6 @@ def modality(name: str) -> Modality:
             return known
     names = ", ".join(known.value for known in Modality)
     raise InvalidRequest(f"there is no such modality; there are: {names}", param="modality")
-
-
-def _shown(reading: intake.Reading, vision: VisionInput, tokens: int) -> Inspected:
-    overview = sheet.picture(reading.overview) if reading.overview else None
-    return Inspected(Inspection.of(reading.study, vision, tokens), sheet.contact_sheet(reading.study, vision), overview)
 
 
 def save(found: Inspected, target: Path) -> tuple[Path, ...]:

@@ -1,11 +1,13 @@
-"""Which models exist and what state each is in: told apart honestly, loaded once, and never retried in silence."""
+"""Which models exist and what state each is in: told apart honestly, loaded once, retried with pauses."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
 from contextlib import aclosing, suppress
 from dataclasses import dataclass, field
 from enum import StrEnum
-from time import time
+from math import ceil
+from time import monotonic, time
+from typing import TypeVar
 
 import structlog
 
@@ -22,6 +24,13 @@ UNKNOWN_IMAGE_TOKENS = 256
 """What a picture is taken to cost where a server does not say it: MedGemma's number."""
 
 
+MOST_RETRY_SECONDS = 900.0
+DOUBLINGS = 30
+"""More of them change nothing, and a float holds them."""
+
+E = TypeVar("E", bound=MedserveError)
+
+
 class State(StrEnum):
     """Where a model is in its life."""
 
@@ -33,7 +42,10 @@ class State(StrEnum):
 
 @dataclass(frozen=True)
 class Status:
-    """A model's state as everyone may see it. `blind` says why it is refused for image work although it is ready."""
+    """A model's state as everyone may see it. `blind` says why it is refused for image work although it is ready.
+
+    `error` says why the last load failed, and `attempts` how many loads there were since the model was last ready.
+    """
 
     name: str
     state: State
@@ -42,6 +54,7 @@ class Status:
     error: str | None = None
     blind: str | None = None
     load_seconds: float | None = None
+    attempts: int = 0
     facts: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -49,15 +62,27 @@ class ModelHandle:
     """A declared model; an engine that loads itself when first asked, and says why when it cannot.
 
     After a crash of its worker the next request loads it anew. After a failed load every request gets the reason at
-    once, until `retry` is called: a broken file does not mend itself.
+    once; the first one after `limits.retry_seconds` tries again, and each further failure doubles that time, up to
+    MOST_RETRY_SECONDS. `status` counts the attempts. `clock` tells seconds that never go back.
     """
 
-    def __init__(self, spec: ModelSpec, settings: Settings, start: Start | None = None) -> None:
+    def __init__(
+        self,
+        spec: ModelSpec,
+        settings: Settings,
+        start: Start | None = None,
+        *,
+        clock: Callable[[], float] = monotonic,
+    ) -> None:
         self.spec = spec
         self._settings = settings
         self._start = start or engines.find(spec.engine)
         self._engine: Engine | None = None
         self._loading: asyncio.Task[Engine] | None = None
+        self._clock = clock
+        self._attempts = 0
+        self._retry_at = 0.0
+        # Never raised themselves, only copies: a raised error holds its traceback, and with it a request's pictures.
         self._error: MedserveError | None = None
         self._blind: ModelBlind | None = None
         self._since = time()
@@ -85,6 +110,7 @@ class ModelHandle:
             error=self._error.message if self._error else None,
             blind=self._blind.message if self._blind else None,
             load_seconds=self._load_seconds,
+            attempts=self._attempts,
             facts=dict(self._engine.capabilities.facts) if self._engine else {},
         )
 
@@ -103,36 +129,46 @@ class ModelHandle:
         """The loaded engine, loading it first where needed; raises ModelFailed with the reason when it cannot be."""
         if self._engine is not None and self._engine.alive:
             return self._engine
-        if self._error is not None:
-            raise self._error
         if self._loading is None:
+            self._refuse_too_early()
             self._since = time()
             self._loading = asyncio.create_task(self._load(), name=f"load {self.name}")
         return await asyncio.shield(self._loading)
 
-    def retry(self) -> None:
-        """Forget a failed load, so that the next request tries again."""
-        self._error = None
+    def _refuse_too_early(self) -> None:
+        """Raise the reason of a failed load for as long as it is too early to try again."""
+        left = self._retry_at - self._clock()
+        if self._error is not None and left > 0:
+            raise _copied(self._error, f"; a request may try again in {ceil(left)} seconds")
+
+    def _failed(self, error: MedserveError) -> None:
+        """Keep the reason, and put off the next attempt."""
+        self._error = _copied(error)
+        seconds = self._settings.limits.retry_seconds * 2 ** min(self._attempts - 1, DOUBLINGS)
+        self._retry_at = self._clock() + min(seconds, MOST_RETRY_SECONDS)
 
     async def _load(self) -> Engine:
         await self._drop()
-        log.info("model.loading", model=self.name, engine=self.spec.engine)
+        self._attempts += 1
+        log.info("model.loading", model=self.name, engine=self.spec.engine, attempt=self._attempts)
         try:
             engine = await self._start(self.spec, self._settings)
             self._blind = await self._blindness(engine)
         except MedserveError as error:
-            self._error = error
+            self._failed(error)
             log.error("model.failed", model=self.name, code=error.code, reason=error.message)
             raise
         except Exception as error:
             log.exception("model.failed", model=self.name)
-            self._error = ModelFailed(f"{self.name} could not be loaded: {type(error).__name__}", param="model")
-            raise self._error from error
+            failure = ModelFailed(f"{self.name} could not be loaded: {type(error).__name__}", param="model")
+            self._failed(failure)
+            raise failure from error
         finally:
             self._loading = None
             self._load_seconds = time() - self._since
             self._since = time()
         self._engine = engine
+        self._error, self._attempts = None, 0
         log.info("model.ready", model=self.name, seconds=round(self._load_seconds, 2), sees=self._blind is None)
         return engine
 
@@ -145,7 +181,7 @@ class ModelHandle:
             await sight.check(engine, (first, second))
         except ModelBlind as blind:
             log.error("model.blind", model=self.name, reason=blind.message)
-            return blind
+            return _copied(blind)
         except BaseException:
             await engine.close()
             raise
@@ -166,7 +202,7 @@ class ModelHandle:
         """The engine that will answer; the one place where a request is held against what the model can take."""
         engine = await self.ready()
         if request.images and self._blind is not None:
-            raise self._blind
+            raise _copied(self._blind)
         able = engine.capabilities
         await planning.check(
             request,
@@ -189,6 +225,11 @@ class ModelHandle:
         if engine is not None:
             with suppress(EngineError):
                 await engine.close()
+
+
+def _copied(error: E, more: str = "") -> E:
+    """An error of the same kind and words, and `more` after them, that no traceback hangs on."""
+    return type(error)(error.message + more, param=error.param)
 
 
 class Models:

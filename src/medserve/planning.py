@@ -10,13 +10,17 @@ from medserve.generation import GenerationRequest
 SLACK = 16
 """Tokens of the turn format around a question: begin and end marks, roles, line breaks."""
 
-CHARACTERS = 8
-"""Characters of text that one token stands for at most, over a sentence: Gemma's tokens have 4 on average."""
+CHARACTERS = 16
+"""Characters of text that one token stands for at most, over a sentence: Gemma's tokens have 4 on average.
+
+No bound for every text: single tokens are longer, of one repeated character above all, so runs of it count as one.
+"""
+_RUN = re.compile(r"(.)\1+", re.DOTALL)
 
 
 def fewest_tokens(text: str) -> int:
-    """Tokens that a text has at least, known without a tokenizer; a plan with it refuses only what cannot fit."""
-    return -(-len(text) // CHARACTERS)
+    """Tokens that a text of words has at least, guessed low without a tokenizer: a plan refuses the hopeless only."""
+    return -(-len(_RUN.sub(r"\1", text)) // CHARACTERS)
 
 
 MARKS = 4
@@ -27,6 +31,8 @@ LABEL_TOKENS = 6
 
 BYTES_PER_TOKEN = 3
 """Of text, estimated low on purpose: Gemma's tokens hold 4 to 5 bytes of English and about 3 of other languages."""
+
+MORE_CONTEXT = "give the model a larger context (`context` in its settings, --context for a GGUF file)"
 
 _LABEL = re.compile(r"\s*SLICE [0-9]{1,4}\s*")
 
@@ -69,17 +75,17 @@ def plan(pictures: int, *, context: int, image_tokens: int, label_tokens: int = 
     if not pictures or room.taken >= context:
         raise ContextOverflow(
             f"{over}: {room.text} for the words and {room.answer} for the answer; "
-            "shorten the words, ask for fewer max_tokens, or give the model a larger context",
+            f"shorten the words, ask for fewer max_tokens, or {MORE_CONTEXT}",
             param="max_tokens" if answer > text else "messages",
         )
     if not room.pictures:
         raise ContextOverflow(
-            f"{over}: a single picture takes {room.each}; ask for fewer max_tokens or give the model a larger context",
+            f"{over}: a single picture takes {room.each}; ask for fewer max_tokens or {MORE_CONTEXT}",
             param="max_tokens",
         )
     raise ContextOverflow(
         f"{over}: {pictures} pictures take {pictures * room.each}; {room.pictures} would fit: "
-        "send fewer slices or give the model a larger context",
+        f"send fewer slices or {MORE_CONTEXT}",
         param="images",
     )
 
@@ -89,7 +95,7 @@ async def check(request: GenerationRequest, *, context: int, image_tokens: int, 
 
     Every byte of text is at most one token, so short texts need no counting. Where that bound does not fit, `count`
     decides. Where the engine cannot count, pictures are planned beside an estimate that is rather too large; words
-    alone are refused here only if they cannot fit, and else left to the engine, which knows.
+    alone are refused here only if they are hopelessly long, and else left to the engine, which knows.
     """
     texts = [part for message in request.messages for part in message.parts if isinstance(part, str)]
     labels = [text for text in texts if _LABEL.fullmatch(text)] if request.images else []

@@ -6,6 +6,7 @@ found first, and then how far each of them reaches:
 - "no", "without" and their like deny what follows in their clause; over a comma only if the list ends in "or" or "nor".
 - "absent", "not visible" and their like deny their subject, the list of things before them.
 - "but", "except", "only" and the end of a sentence end every reach. So do a comma or "and" between two statements.
+- Signs of a report are words: "dots: +" is present, "globules (-)" and "0 streaks" are absent, "veil: +/-" is open.
 - "possibly", "cannot be excluded" and their like leave what their clause names open, and so does "A or B".
 
 The rules are for short English answers. What they do not settle is left open, never decided.
@@ -28,7 +29,7 @@ class Polarity(Enum):
 _SEEN = (
     r"visible|seen|present|identified|observed|detected|noted|noticed|apparent|evident|appreciated|found|discernible"
     r"|recogni[sz]ed|recogni[sz]able|visuali[sz]ed|demonstrated|shown|appreciable|identifiable|detectable|noticeable"
-    r"|distinguishable|there"
+    r"|distinguishable|positive|there"
 )
 _SEE = (
     r"(?:see|find|detect|observe|discern|identify|recogni[sz]e|visuali[sz]e|appreciate|notice|show|have|has|contain"
@@ -46,7 +47,7 @@ _PHRASES: tuple[tuple[str, str], ...] = (
     (r"\bcan't\b", "can not"),
     (r"\bcannot\b", "can not"),
     # Not a denial, though it looks like one.
-    (r"\b(?:no|without(?: a| any)?) (?:doubt|question)\b|\bnot (?:only|just|merely)\b", " "),
+    (r"\b(?:no|without(?: a| any)?) (?:doubt|question)\b|\bno (?:less|fewer) than\b|\bnot (?:only|just|merely)\b", " "),
     (r"\b(?:nothing|none|no one) (?:but|other than)\b", " BUT "),
     (r"\bno (?:other|additional|further|more)\b|\bnone of the others?\b|\bnothing else\b", " ELSE "),
     # Left open.
@@ -68,17 +69,23 @@ _PHRASES: tuple[tuple[str, str], ...] = (
         " UNDECIDED ",
     ),
     (
-        r"\bnot (?:sure|certain|applicable|clear (?:if|whether))\b|\bn/a\b|\bunclear (?:if|whether)\b|\bdo not know\b"
+        r"\bnever mind\b|\bno (?:visible |skin )?lesions?\b"
+        r"|\bnot (?:sure|certain|applicable|clear (?:if|whether))\b|\bn/a\b|\bunclear (?:if|whether)\b|\bdo not know\b"
         r"|\b(?:unsure|unknown|uncertain|undetermined|indeterminate|insufficient)\b",
         " UNDECIDED ",
     ),
+    (r"\b(?:zero|0) (?:to|or) \w+", " UNDECIDED "),
+    # "no definite dots" reports an absence, as "no clear dots" does; "not definitely seen" denies only certainty.
+    (r"\bnot (?:definite|definitive|certain|convincing|reliab|confident)(?:ly|le)?\b", " UNDECIDED "),
     # Denials.
+    (r"\b(?:zero|0)\b(?=\s*(?:[a-z,;:)%\n]|\.(?!\d)|$))", " no "),
     (rf"\bnot {_ADVERBS}(?:be |been )?{_ADVERBS}(?:{_SEEN})\b", " ABSENT "),
     (r"\b(?:absent|missing|invisible|unseen|lacking|negative|undetectable|unlikely(?! to\b))\b(?! for\b)", " ABSENT "),
     (r"\bnot\s+ABSENT\b", " THERE "),
     (rf"\bnot {_ADVERBS}{_SEE}\b", " DENY "),
+    (r"\b(?:absence|lack) of\b|\b(?:free|devoid) of\b|\bnegative for\b", " no "),
     (
-        r"\b(?:absence|lack) of\b|\b(?:free|devoid) of\b|\bnegative for\b|\brather than\b|\binstead of\b"
+        r"\brather than\b|\binstead of\b"
         r"|\bas opposed to\b|\bfar from\b|\banything but\b|\brules out\b|\bexcludes\b|\bexcluding\b",
         " DENY ",
     ),
@@ -97,6 +104,35 @@ _PHRASES: tuple[tuple[str, str], ...] = (
     (r"\band/or\b", " or "),
 )
 _MARKS = tuple((re.compile(pattern), mark) for pattern, mark in _PHRASES)
+
+_END = r"(?=[ \t]*(?:[,;.)\n]|$|and\b|but\b|[a-z][a-z -]{0,40}:))"
+_SIGNS: tuple[tuple[str, str], ...] = (
+    (r"[\u2713\u2714\u2611\u2705]\ufe0f?", "+"),
+    (r"[\u2717\u2718\u2612\u274c\u2212]\ufe0f?", "-"),
+    (r"(?<!\s)\s*=", ": "),
+    (r"\+ ?/ ?[-\u2013]|[-\u2013] ?/ ?\+|\+[-\u2013]|\u00b1", " indeterminate "),
+    (r"(?<=[:\w])[ \t]*\([ \t]*\++[ \t]*\)", " : present , "),
+    (r"(?<=[:\w])[ \t]*\([ \t]*[-\u2013][ \t]*\)", " : absent , "),
+    (r"(?<=[:\w])[ \t]*\([ \t]*(?:0|zero)[ \t]*\)", " : 0 , "),
+    (r"(?<=[:\w])[ \t]*\([ \t]*(?:\?+|indeterminate)[ \t]*\)", " : indeterminate , "),
+    (r":[ \t]*\?+", ": indeterminate "),
+    (rf"(?<=[:\w])[ \t]*\++{_END}", " : present"),
+    (rf"(?:(?<=:)[ \t]*|(?<=\w)[ \t]+)[-\u2013]{_END}", " : absent"),
+    (r"(?<=\w)[-\u2013](?=[ \t]*(?:[,;.\n]|$))", " indeterminate "),  # denied, or one half of a word
+    (
+        r"(?<![ \t])[ \t]+[-\u2013\u2014][ \t]*"
+        r"(?=(?:no|none|yes|(?:not )?(?:present|visible|seen)|absent|negative|positive|0)[ \t]*(?:[,;.\n]|$))",
+        " : ",
+    ),
+    (r"(:[ \t]*(?:no|none|yes|absent|present|0|zero|indeterminate))[ \t]+(?=[a-z][a-z -]{0,40}:)", r"\1 , "),
+    (r"(?<=\w) ?[+&] ?(?=\w)", " and "),
+)
+"""How reports abbreviate: signs become the words that they stand for."""
+_ABBREVIATED = tuple((re.compile(pattern), word) for pattern, word in _SIGNS)
+_BOX = re.compile(
+    r"^([ \t]*(?:[-\u2022>+][ \t]+)?)(?:\[ \]|[\u2610\u2717\u2718\u2612\u274c]\ufe0f?)\s*(?=\w)", re.MULTILINE
+)
+"""A box that is not ticked, or a cross, before a name: "[ ] dots"."""
 
 _ASIDE = re.compile(rf"\(\s*((?:\b(?:is|are|not|no|yes|none|clearly|be|absent|missing|negative|{_SEEN})\b\s*)+)\)")
 _FINAL = re.compile(r"\bfinal answer\b(?:\s+is\b)?\s*:?")
@@ -146,7 +182,10 @@ def _plain(text: str) -> str:
     text = re.sub(r"[*`#\"\u201c\u201d]|(?<!\w)_|_(?!\w)", "", text.replace("\u2019", "'").lower())
     text = "\n".join(line.strip(" \t|") for line in text.splitlines()).replace("|", " : ")
     text = re.sub(r"\?\s*(?=(?:yes|no|none|not|absent|present|visible)\b)", ": ", text)
-    text = _ASIDE.sub(r" : \1 , ", _in_lines(text))
+    text = _in_lines(_BOX.sub(r"\1no ", text))
+    for pattern, word in _ABBREVIATED:
+        text = pattern.sub(word, text)
+    text = _ASIDE.sub(r" : \1 , ", text)
     text = re.sub(r"\s[-\u2013]\s|\u2014", " , ", text).replace("\u2013", " ")
     final = _FINAL.search(text)
     spoken = text[final.end() :] if final else text
@@ -271,7 +310,7 @@ def vocabulary(names: Mapping[str, Iterable[str]]) -> Vocabulary:
                 raise ValueError(f"an option needs letters or digits: {option!r}")
             if tuple(_stem(word) for word in _tokens(name)) != words:
                 words = (f"guarded{len(guards)}x",)
-                guards.append((re.compile(rf"\b{re.escape(name)}\b"), words[0]))
+                guards.append((re.compile(rf"(?<!\d\.)\b{re.escape(name)}\b(?!\.\d)"), words[0]))
             forms[words] = option
     return Vocabulary(forms, tuple(guards))
 
@@ -398,3 +437,70 @@ def _behind(clause: Sequence[str], place: int, at: Mapping[int, int]) -> tuple[s
         if step in at:
             (doubtful if passed and at[step] not in reached else reached).add(at[step])
     return reached, doubtful
+
+
+# --- denials of everything ------------------------------------------------------------------------------------------
+
+_FILLER = frozenset(
+    re.findall(
+        r"\S+",
+        "the this that these those a an any my answer final response is it "
+        "so therefore thus hence here overall both in on of to at within from "
+        "by for me lesion picture image photo dermoscopy dermoscopic examination area question skin all "
+        "them either really clearly such sign signs feature features structure structures there IS THERE "
+        ": , ",
+    )
+)
+"""Words that name no sign: they may stand around a denial without being left over."""
+_PERSON = frozenset({"i", "we", "can", "do", "does", "did", "could", "still", "also"})
+_MORE = frozenset({",", ":", "and", "with", "plus", "i", "we", "see", "some", "instead", "YES", "also"})
+_PASSING = re.compile(
+    r"(?:the |its |this |their )*(?:eyes?(?: IS \w+)?"
+    r"|(?:lesion|border|shape|skin|background|picture|image|colou?r)(?: IS (?:\w+ly |dark |light )?"
+    r"(?:brown|tan|pink|regular|irregular|round|oval|symmetric|symmetrical|sharp|even|uniform|clear|good))?)"
+    r"|(?:based on|looking at|judging by|according to|in|on|from) (?:the|this) (?:\w+ )?"
+    r"(?:lesion|picture|image|photo) ?,?"
+)
+"""A clause about something else, which is no sign: "the eyes are blue", "the lesion is brown"."""
+
+
+def denied(clause: Sequence[str]) -> bool:
+    """Whether a clause leaves nothing over that could be there: all that it names is denied, or it names no sign."""
+    rest = list(clause)
+    while rest[-1:] == [","]:
+        rest.pop()
+    while rest[:1] in (["no"], ["none"]) and rest[1:2] in ([], [","], [":"]):
+        rest = rest[2:]
+    if not rest or rest == ["BUT"] or rest[0] == "ELSE" or _PASSING.fullmatch(" ".join(rest)):
+        return True
+    if {"OPEN", "UNDECIDED", "YES", "BUT"} & set(rest):
+        return False
+    if "ABSENT" in rest:
+        return _absent(rest)
+    place = next((place for place, token in enumerate(rest) if token in _AHEAD), None)
+    if place is None:
+        return _FILLER.issuperset(rest) and "THERE" not in rest
+    before, after = rest[:place], rest[place + 1 :]
+    if rest[place] == "none" and not _FILLER.issuperset(after):  # "none of your business"
+        return False
+    led = (_FILLER | _PERSON).issuperset(before) or ("," not in before and _ends_in_no(rest, place))
+    return led and _nothing_more(after)
+
+
+def _absent(rest: Sequence[str]) -> bool:
+    """Whether "absent" takes in all that its clause names: a list before it, or one after a colon."""
+    place = rest.index("ABSENT")
+    before, after = rest[:place], rest[place + 1 :]
+    if not before:
+        return after[:1] == [":"] or not _MORE.intersection(after)
+    listed = "," not in before[1:] or bool({"and", "or"} & set(before))
+    return listed and not {"THERE", "with"} & set(before) and _FILLER.issuperset(after) and "THERE" not in after
+
+
+def _nothing_more(after: Sequence[str]) -> bool:
+    """Whether what follows a denial is one thing, or a list with "or" or "nor", and nothing after its verb."""
+    last = max((place for place, token in enumerate(after) if token in {"or", "DENY"}), default=0)
+    if "," in after[last:] or (_MORE - {","}).intersection(after) or {"ABSENT", *_AHEAD - {"DENY"}} & set(after):
+        return False
+    verb = next((place for place, token in enumerate(after) if token in {"IS", "THERE"}), len(after))
+    return (_FILLER - {","}).issuperset(after[verb:])

@@ -12,14 +12,14 @@ import os
 import re
 import shutil
 import sys
-import tempfile
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from medserve.errors import ModelFailed
+from medserve import scratch
+from medserve.errors import ModelFailed, by_code
 
 HERE = Path(__file__).parent.parent
 """Where this very package was imported from; its workers must come from there too."""
@@ -48,7 +48,7 @@ class Child:
         cls, module: str, spec: Mapping[str, Any], *, seconds: float, environment: Mapping[str, str] | None = None
     ) -> "Child":
         """Run `python -m module` and wait until it is ready; raises ModelFailed with the child's own reason."""
-        directory = Path(tempfile.mkdtemp(prefix="medserve-"))  # mode 0700: only this user can reach the socket
+        directory = scratch.folder()  # only this user can reach the socket
         try:
             child = cls(await _spawn(module, environment or {}), directory)
         except BaseException:
@@ -156,14 +156,7 @@ async def _spawn(module: str, environment: Mapping[str, str]) -> asyncio.subproc
 
 def failure(code: str, message: str) -> ModelFailed:
     """The error of the tree under ModelFailed that carries `code`."""
-    kinds = {kind.code: kind for kind in _family(ModelFailed)}
-    return kinds.get(code, ModelFailed)(message, param="model")
-
-
-def _family(kind: type[ModelFailed]) -> Iterator[type[ModelFailed]]:
-    yield kind
-    for child in kind.__subclasses__():
-        yield from _family(child)
+    return (by_code(code, ModelFailed) or ModelFailed)(message, param="model")
 
 
 def _without_paths(line: str) -> str:

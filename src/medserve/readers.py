@@ -17,7 +17,7 @@ from referencing.exceptions import Unresolvable
 
 from medserve.errors import InvalidRequest
 from medserve.flags import Flag
-from medserve.polarity import Polarity, clauses, said, vocabulary
+from medserve.polarity import Polarity, clauses, denied, said, vocabulary
 from medserve.text import (
     CLOSING,
     OPENING,
@@ -99,6 +99,7 @@ def one_of(*options: str) -> Reader[str]:
     """Exactly one of the options, as "round" in "Not round but oval" is not and "oval" is.
 
     With "yes" or "no" among them, "There is no network" is no, and "Yes, the network is absent" a contradiction.
+    "No regression, but a veil" is neither: asked for "A or B", a reply that denies one of them has not answered no.
     """
     _check_options(options)
     plain = [option for option in options if option.lower() not in {"yes", "no"}]
@@ -113,7 +114,7 @@ def one_of(*options: str) -> Reader[str]:
         named = [*heard.those(Polarity.SAID), *(closed[word] for word in verdicts if word in closed)]
         if len(named) > 1:
             return _unread(text, Flag.CONTRADICTION, detail="the reply names more than one option")
-        if not named or heard.open or heard.undecided:
+        if not named or heard.open or heard.undecided or "open" in verdicts:
             return _unread(text, Flag.UNREADABLE, detail="the reply names no option, or leaves open which")
         return Reading(named[0])
 
@@ -121,15 +122,25 @@ def one_of(*options: str) -> Reader[str]:
 
 
 def _verdicts(parts: Sequence[Sequence[str]]) -> set[str] | None:
-    """{"yes"}, {"no"}, or nothing where neither is said; None where the reply contradicts itself."""
+    """{"yes"}, {"no"}, or nothing where neither is said; None where the reply contradicts itself.
+
+    "no" is an answer only if all the rest is denied too: in "No regression, but a veil" it belongs to one of two signs.
+    Where it is not clear whether something is left over, {"open"}.
+    """
     yes = any(_affirms(clause) for clause in parts)
-    no = any("no" in clause for clause in parts)
+    no = any(_says_no(clause) for clause in parts)
     states = {_states(clause) for clause in parts}
     if (yes and no) or (yes and False in states and True not in states) or (no and True in states):
         return None
-    if yes:
-        return {"yes"}
-    return {"no"} if no and not any("YES" in clause for clause in parts) else set()
+    if yes or not no:
+        return {"yes"} if yes else set()
+    left = [place for place, clause in enumerate(parts) if not denied(clause)]
+    if left and ["BUT"] in parts and not any(_UNSURE & set(clause) for clause in parts):
+        return None
+    return {"open"} if left else {"no"}
+
+
+_UNSURE = frozenset({"OPEN", "UNDECIDED", "YES"})
 
 
 def _affirms(clause: Sequence[str]) -> bool:
@@ -137,12 +148,20 @@ def _affirms(clause: Sequence[str]) -> bool:
     return "YES" in clause and not {"NOT", "DENY", "OPEN"} & set(clause[: clause.index("YES")])
 
 
+def _says_no(clause: Sequence[str]) -> bool:
+    """Whether a clause may answer no: by "no", or by "none seen", "neither ... nor" and "not visible" of a sign."""
+    if "no" in clause:
+        return True
+    closed = "none" in clause or "ABSENT" in clause or clause[0] == "DENY" or clause.count("DENY") > 1
+    return closed and not {"lesion", "picture", "image", "photo"} & set(clause) and denied(clause)
+
+
 def _states(clause: Sequence[str]) -> bool | None:
     """Whether a clause states that something is visible, that it is not, or neither."""
     statement = clause[2:] if clause[:2] == ["no", ","] else clause
-    if {"ABSENT", "DENY", "NOT", "no"} & set(statement):
+    if {"ABSENT", "DENY", "NOT", "no", "none"} & set(statement):
         return False
-    return True if "THERE" in statement else None
+    return True if "THERE" in statement and not _UNSURE & set(statement) else None
 
 
 def any_of(*options: str, none: str = "none") -> Reader[tuple[str, ...]]:

@@ -66,7 +66,8 @@ class Step(Record):
     value: Any = Field(None, description="what the reply was read as; null when it could not be read")
     flags: tuple[Flag, ...] = ()
     label_logprobs: dict[str, float] | None = Field(
-        None, description="natural-log probability of each label as the whole answer, from the model's own logits"
+        None,
+        description="natural-log probability of each label as the whole answer, from raw logits; -10000 means none",
     )
     tokens: TokenCounts = TokenCounts()
     prompt_seconds: float = 0.0
@@ -274,6 +275,8 @@ def _classification(report: Report) -> str:
     if found.probabilities:
         shares = "  ".join(f"{label} {share:.3f}" for label, share in found.probabilities.items())
         lines.append(f"  label probabilities (the model's own, not calibrated): {shares}")
+    if found.label_mass is not None:
+        lines.append(f"  probability that the answer is any of the labels: {found.label_mass:.3f}")
     return "\n".join(lines)
 
 

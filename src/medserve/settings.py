@@ -57,7 +57,12 @@ class Limits(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    image_bytes: Annotated[int, Field(ge=1)] = 64 * 2**20
+    image_bytes: Annotated[int, Field(ge=1, description="bytes of one raster picture, and of one file inside JSON")] = (
+        64 * 2**20
+    )
+    file_bytes: Annotated[
+        int, Field(ge=1, description="bytes of one DICOM, NIfTI or other file given by path or in a form")
+    ] = 2**30
     image_pixels: Annotated[int, Field(ge=1, description="width times height of one picture")] = 100_000_000
     image_min_side: Annotated[int, Field(ge=1, description="pixels each side must have at least")] = 8
     image_frames: Annotated[int, Field(ge=1, description="frames in one file")] = 1000
@@ -66,6 +71,7 @@ class Limits(BaseModel):
     text_characters: Annotated[int, Field(ge=1, description="characters of text in one request")] = 400_000
     answer_seconds: Annotated[float, Field(gt=0, description="longest wait for one answer")] = 1800.0
     load_seconds: Annotated[float, Field(gt=0, description="longest time that a model may take to load")] = 600.0
+    retry_seconds: Annotated[float, Field(gt=0, description="from a failed load until a request tries again")] = 60.0
     hold_seconds: Annotated[float, Field(gt=0, description="longest that a request waits for a loading model")] = 60.0
     fetch_seconds: Annotated[float, Field(gt=0, description="longest time to fetch one reference")] = 60.0
 

@@ -38,7 +38,10 @@ class Options(BaseModel):
 
 @dataclass(frozen=True)
 class Workflow:
-    """A clinical protocol with a name: what it takes, the labels it may conclude with, and how it runs."""
+    """A clinical protocol with a name: what it takes, the labels it may conclude with, and how it runs.
+
+    One that `measures` is given the voxels of a series (`Study.volume`) beside its pictures.
+    """
 
     name: str
     title: str
@@ -49,6 +52,7 @@ class Workflow:
     labels: Mapping[str, str] = field(default_factory=dict)
     options: type[Options] = Options
     max_images: int = 1
+    measures: bool = False
 
     def check(self, study: Study) -> None:
         """Raise InvalidRequest when the study has more pictures than are taken."""
@@ -99,6 +103,9 @@ class Question(Generic[T]):
     prefix: str = ""
     score: tuple[str, ...] = ()
 
+
+LEAST_MASS = 0.5
+"""The probability that the labels of a scored question should have together."""
 
 Progress = Callable[[str, Step | None], None]
 """Told of each step as it begins (None) and as it ends (the step)."""
@@ -184,10 +191,24 @@ def _read(question: Question[T], result: Result, scores: LabelScores | None) -> 
     if question.look and not result.usage.image:
         flags.append(Flag.BLIND)
     if not result.text.strip():
-        return Answer(None, result.text, (*flags, Flag.EMPTY), question.step, scores=scores)
+        flags += [Flag.EMPTY, *_doubts(None, scores)]
+        return Answer(None, result.text, tuple(flags), question.step, scores=scores)
     spoken = result.text.removeprefix(question.prefix)
     reading = question.read.read(spoken)
-    return Answer(reading.value, spoken, _once((*flags, *reading.flags)), question.step, reading.removed, scores)
+    flags += [*reading.flags, *_doubts(reading.value, scores)]
+    return Answer(reading.value, spoken, _once(flags), question.step, reading.removed, scores)
+
+
+def _doubts(value: object, scores: LabelScores | None) -> list[Flag]:
+    """What the label probabilities of a scored question say against the answer in words, or against any label."""
+    doubts: list[Flag] = []
+    if scores is None:
+        return doubts
+    if value in scores.logprobs and value != scores.best:
+        doubts.append(Flag.LABEL_DISAGREEMENT)
+    if scores.mass < LEAST_MASS:
+        doubts.append(Flag.LOW_LABEL_MASS)
+    return doubts
 
 
 def _step(

@@ -20,8 +20,12 @@ from medserve.settings import DEMO_MODEL
 from tests.serving import Service, alive, serving, until
 
 DERMOSCOPY = "/v1/workflows/dermoscopy"
-LONG: dict[str, Any] = {"max_tokens": 1500, "temperature": 2.0, "seed": 1}
-"""Asks for far more than a test waits for; hot, so that no model stops by itself soon."""
+ENDLESS = {"type": "array", "items": {"type": "integer"}, "minItems": 2000}
+LONG: dict[str, Any] = {
+    "max_tokens": 1500,
+    "response_format": {"type": "json_schema", "json_schema": {"name": "endless", "schema": ENDLESS}},
+}
+"""Asks for far more than a test waits for, in a form that no model can end soon."""
 
 
 @pytest.fixture(scope="module")

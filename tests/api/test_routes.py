@@ -10,6 +10,9 @@ import httpx
 import pytest
 from jsonschema import Draft202012Validator
 
+from medserve.api.errors import status_of
+from medserve.errors import MedserveError, ModelBlind, NotSupported, ProjectorMissing, WeightsMissing
+
 DERMOSCOPY = "/v1/workflows/dermoscopy"
 
 
@@ -139,3 +142,11 @@ def test_names_of_loopback_are_answered(client: httpx.Client) -> None:
     for host in ("127.0.0.1", "localhost:9", "[::1]:8080", "LOCALHOST"):
         assert 200 == client.get("/livez", headers={"Host": host}).status_code
     assert 200 == client.get("/livez", headers={"Origin": "http://localhost:5173"}).status_code
+
+
+@pytest.mark.parametrize(
+    ("kind", "status"), [(ProjectorMissing, 503), (WeightsMissing, 503), (ModelBlind, 503), (NotSupported, 400)]
+)
+def test_only_what_the_caller_can_mend_is_a_400(kind: type[MedserveError], status: int) -> None:
+    """A file that is missing and a model that cannot see are for whoever runs the service to mend."""
+    assert status == status_of(kind("words"))

@@ -130,7 +130,7 @@ def test_a_volume_in_a_chat_becomes_its_slices_with_labels(client: httpx.Client,
 
     assert 12 * 256 == usage["prompt_tokens_details"]["image_tokens"]
     assert 12 * 256 + 12 * 2 + 3 == usage["prompt_tokens"]
-    assert "X-Medserve-Concerns" not in whole.headers
+    assert "resampled" == whole.headers["X-Medserve-Concerns"]
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -162,4 +162,4 @@ def test_a_large_upload_is_not_held_in_memory(client: httpx.Client, service: Ser
         peak = max(peak, service.resident)
 
     assert peak - held < 16_000_000
-    assert [] == list(Path(gettempdir()).glob("medserve-*/000000"))
+    assert [] == list(Path(gettempdir()).glob("medserve-*/*/000000"))

@@ -14,6 +14,7 @@ from medserve.engines import llama_cpp
 from medserve.engines.llama_cpp import LlamaCpp, render
 from medserve.errors import ContextOverflow, EngineTimeout, ImageTooLarge, InvalidRequest, ModelBusy, WorkerCrashed
 from medserve.generation import Finish, GenerationRequest, Message, Result, collect
+from medserve.models import ModelHandle, State
 from medserve.settings import Limits, Settings
 from tests.engines.subjects import SPEC, ask, picture, running
 
@@ -367,6 +368,25 @@ async def test_one_stopped_worker_does_not_hold_up_another() -> None:
         finally:
             os.kill(hung.pid, signal.SIGCONT)
         assert (await waiting).text
+
+
+async def test_a_worker_that_hangs_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It does not look ready for ever: its requests fail soon, and the model's next request loads it anew."""
+    monkeypatch.setattr(llama_cpp, "PROBE_SECONDS", 0.3)
+    handle = ModelHandle(SPEC, Settings(limits=Limits(answer_seconds=20)))
+    try:
+        engine = await handle.ready()
+        assert isinstance(engine, LlamaCpp)
+        os.kill(engine.pid, signal.SIGSTOP)
+        async with asyncio.timeout(15):
+            with pytest.raises(WorkerCrashed):
+                await collect(handle.stream(ask("Which colour?", max_tokens=1)))
+        monkeypatch.setattr(llama_cpp, "PROBE_SECONDS", 10.0)
+
+        assert State.COLD is handle.state
+        assert (await collect(handle.stream(ask("Which colour?", max_tokens=1)))).usage.completion
+    finally:
+        await handle.close()
 
 
 async def test_closing_leaves_nothing_behind() -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from medserve.engines import llama_cpp
-from medserve.errors import ModelFailed, ProjectorMissing, WeightsCorrupt, WeightsMissing
+from medserve.errors import ModelFailed, NotSupported, ProjectorMissing, WeightsCorrupt, WeightsMissing
 from medserve.generation import collect
 from medserve.settings import Limits, Settings
 from medserve.threads import in_thread
@@ -136,7 +136,7 @@ async def test_weights_alone_read_but_do_not_see(tmp_path: Path) -> None:
         assert engine.capabilities.vision is None
         assert engine.capabilities.image_tokens == 0
         assert (await collect(engine.stream(ask("Which colour?")))).usage.completion > 0
-        with pytest.raises(ProjectorMissing, match="mmproj"):
+        with pytest.raises(NotSupported, match="mmproj"):
             await collect(engine.stream(ask(picture(1), "Which colour?")))
 
 

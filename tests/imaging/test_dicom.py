@@ -346,6 +346,43 @@ def test_several_pictures_keep_their_order() -> None:
     assert [*read(first).images, *read(second).images] == list(read(first, second).images)
 
 
+def test_files_of_several_examinations_are_flagged() -> None:
+    """Two radiographs of different studies may be of two patients; of one study they are not flagged."""
+    first, second = x_ray(), x_ray(StudyInstanceUID="1.2.3.4.9")
+    assert Concern.SEVERAL_STUDIES in read(first, second).concerns
+    assert Concern.SEVERAL_STUDIES not in read(first, x_ray()).concerns
+
+
+@pytest.mark.parametrize(
+    ("tags", "shape"),
+    [
+        ({"PixelSpacing": [0.5, 2.0]}, (16, 256)),
+        ({"ImagerPixelSpacing": [0.2, 0.1]}, (32, 64)),
+        ({"NominalScannedPixelSpacing": [0.2, 0.1]}, (32, 64)),
+        ({"PixelAspectRatio": [2, 1]}, (32, 64)),
+        ({"PixelSpacing": [0.5, 0.5], "PixelAspectRatio": [2, 1]}, (16, 64)),
+        ({"PixelSpacing": [0, 0], "ImagerPixelSpacing": [0.2, 0.1]}, (32, 64)),
+        ({"PixelAspectRatio": [1, 1]}, (16, 64)),
+        ({}, (16, 64)),
+    ],
+    ids=str,
+)
+def test_pictures_keep_the_proportions_of_the_patient(tags: dict[str, Any], shape: tuple[int, int]) -> None:
+    """Pixels that are not square are resampled, by spacing or by ratio (high, wide), and that is said."""
+    study = read(x_ray(**tags))
+    changed = shape != (16, 64)
+    assert shape == study.images[0].pixels.shape[:2]
+    assert changed == (Concern.RESAMPLED in study.concerns) == bool(study.images[0].source.notes)
+    assert (64, 16) == (study.images[0].source.width, study.images[0].source.height)
+
+
+def test_impossible_proportions_are_refused() -> None:
+    """A ratio that no device has would make a line of a picture, or a very large one."""
+    with pytest.raises(ImageUnreadable, match="1000 times longer than wide"):
+        read(x_ray(PixelAspectRatio=[1, 1000]))
+    assert 2048 == read(x_ray(PixelAspectRatio=[1, 90])).images[0].width
+
+
 def test_reports_and_directories_hold_no_picture() -> None:
     """Alone they are refused, beside pictures left out."""
     report = pydicom.Dataset()

@@ -10,7 +10,7 @@ import pydicom
 import pytest
 
 from medserve.errors import ImageError
-from medserve.images import Concern
+from medserve.images import Concern, Modality
 from medserve.imaging import dicom, identity, instance
 from medserve.settings import Limits
 from tests.imaging import phantoms
@@ -68,9 +68,17 @@ def test_text_in_free_fields_does_not_become_a_fact() -> None:
         PLAIN, modality="MUSTERMANN^ERIKA", sop_class="1.2.3.19640812", ImageType=["Mustermann^Erika"]
     )
     study = dicom.study([file], LIMITS)
-    assert "unknown" == dict(study.facts)["modality"]
+    assert "OT" == dict(study.facts)["modality"]
     assert "MUSTERMANN" not in repr(study).upper()
     assert "19640812" not in repr(study)
+
+
+@pytest.mark.parametrize("stated", ["MUELLER", "ERIKA", "XY"])
+def test_only_dicoms_own_codes_are_a_modality(stated: str) -> None:
+    """A name in letters alone looks like a code, and would become a fact."""
+    study = dicom.study([phantoms.dicom(PLAIN, sop_class=phantoms.DX, modality=stated)], LIMITS)
+    assert ("OT", Modality.OTHER) == (dict(study.facts)["modality"], study.modality)
+    assert stated not in repr(study)
 
 
 @pytest.mark.parametrize(
@@ -112,6 +120,30 @@ def test_a_copy_follows_the_basic_profile() -> None:
     )
     assert read.file_meta.MediaStorageSOPInstanceUID == read.SOPInstanceUID
     assert dicom.study([file.getvalue()], LIMITS).images == dicom.study([copy], LIMITS).images
+
+
+def test_copies_of_one_call_stay_a_series() -> None:
+    """Study, series and frame of reference are new and common to all copies; another call's have nothing in common."""
+    pytest.importorskip("dicomanonymizer", reason="the extra `deidentify` is not installed")
+    files = phantoms.series(phantoms.abdomen(6), FrameOfReferenceUID="1.2.3.4.5.7")
+    uids = ("StudyInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID")
+    copies = identity.deidentified_files(files, LIMITS)
+    read = [pydicom.dcmread(BytesIO(copy)) for copy in copies]
+    again = pydicom.dcmread(BytesIO(identity.deidentified_files(files, LIMITS)[0]))
+    for uid in uids:
+        (new,) = {str(one[uid].value) for one in read}
+        assert not new.startswith("1.2.3.4")
+        assert new != str(again[uid].value)
+    assert 6 == len({one.SOPInstanceUID for one in read})
+    assert [] == secrets_in(b"".join(copies))
+    assert dicom.study(files, LIMITS).images == dicom.study(copies, LIMITS).images
+
+
+def test_the_mapping_of_uids_does_not_outlive_its_call() -> None:
+    """Whoever got hold of it could undo the copies."""
+    anonymizer = pytest.importorskip("dicomanonymizer", reason="the extra `deidentify` is not installed")
+    identity.deidentified_files(phantoms.series(phantoms.abdomen(2)), LIMITS)
+    assert {} == anonymizer.simpledicomanonymizer.dictionary
 
 
 def test_no_copy_of_a_picture_that_may_hold_text() -> None:

@@ -4,14 +4,22 @@ import gzip
 from pathlib import Path
 
 import pytest
-from pydicom.uid import UID
+from pydicom.uid import UID, generate_uid
 
-from medserve.errors import ImageError, ImageTooLarge, ImageUnreadable, InvalidRequest
+from medserve.errors import (
+    ImageError,
+    ImageTooLarge,
+    ImageUnreadable,
+    InvalidRequest,
+    MagnificationUnknown,
+    NoTissue,
+)
 from medserve.images import Concern, Modality
 from medserve.imaging import intake
 from medserve.imaging.intake import Material, Wanted
 from medserve.settings import Limits
 from tests.hostile import samples
+from tests.imaging import phantoms, pyramids
 
 LIMITS = Limits()
 pytestmark = pytest.mark.anyio
@@ -101,6 +109,80 @@ async def test_a_slide_of_little_power_is_shown_as_it_is() -> None:
         await intake.read([coarse], LIMITS, Wanted(magnification=10))
 
 
+async def test_a_slide_without_tissue_is_refused_as_such(tmp_path: Path) -> None:
+    """The error's own type and code come out of the decoder's process, for a path and for bytes."""
+    path = pyramids.aperio(tmp_path / "a.svs", [pyramids.glass(1000, 1000)])
+    for material in (path, path.read_bytes()):
+        with pytest.raises(NoTissue, match="the slide is empty") as caught:
+            await intake.read([material], LIMITS)
+        assert "no_tissue" == caught.value.code
+
+
+async def test_a_slide_of_unknown_magnification_is_refused_as_such(tmp_path: Path) -> None:
+    """The same for a slide that says neither pixel size nor objective; a caller who knows it is served."""
+    path = pyramids.aperio(tmp_path / "a.svs", [pyramids.section(1000, 1000)], mpp="", power="")
+    for material in (path, path.read_bytes()):
+        with pytest.raises(MagnificationUnknown, match="mpp") as caught:
+            await intake.read([material], LIMITS)
+        assert "magnification_unknown" == caught.value.code
+        assert 1 == len((await intake.read([material], LIMITS, Wanted(mpp=1.0))).images)
+
+
+def dicom_slide(folder: Path) -> dict[str, bytes]:
+    """A DICOM slide of two levels and a label, each in a file."""
+    first, uid = pyramids.section(2000, 1000), generate_uid()
+    pyramids.dicom(folder / "b.dcm", first, 0.5, uid)
+    pyramids.dicom(folder / "a.dcm", pyramids.halved(first, 4), 2.0, uid)
+    pyramids.dicom(folder / "c.dcm", pyramids.glass(300, 300), 2.0, uid, kind="LABEL")
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+
+
+@pytest.mark.parametrize("holder", ["files", "paths", "zip", "tar.gz"])
+async def test_a_dicom_slide_of_several_files_is_one_slide_whatever_holds_it(holder: str, tmp_path: Path) -> None:
+    """An upload, a DICOMweb answer and an archive are as good as the folder, the second time as well."""
+    files = dicom_slide(tmp_path)
+    materials: dict[str, list[Material]] = {
+        "files": list(files.values()),
+        "paths": [tmp_path / name for name in files],
+        "zip": [samples.zipped(files)],
+        "tar.gz": [gzip.compress(samples.tarred(files))],
+    }
+    wanted = Wanted(magnification=20)
+    expected = await intake.reading([tmp_path], LIMITS, wanted)
+    for _time in range(2):
+        found = await intake.reading(materials[holder], LIMITS, wanted)
+        assert expected.study == found.study
+        assert expected.overview == found.overview
+    assert ("2", "20x, 5x") == (str(len(found.study.images)), dict(found.study.facts)["levels"])
+
+
+async def test_a_shorter_slide_shows_nothing_of_the_one_before(tmp_path: Path) -> None:
+    """Files in memory are used again: what a slide left there must not reach the next one."""
+    files = list(dicom_slide(tmp_path).values())
+    await intake.read(files, LIMITS, Wanted(magnification=20))
+    for cut in (files[1][:-400_000], files[1][: len(files[1]) // 2]):
+        with pytest.raises(ImageUnreadable, match="cut short"):
+            await intake.read([files[0], cut], LIMITS, Wanted(magnification=20))
+
+
+async def test_two_dicom_slides_in_one_request_are_refused(tmp_path: Path) -> None:
+    """Two series might be two patients."""
+    files = [
+        pyramids.dicom(tmp_path / name, pyramids.section(256, 256), 0.5, generate_uid()).read_bytes()
+        for name in ("a", "b")
+    ]
+    with pytest.raises(ImageUnreadable, match="several slides"):
+        await intake.read(files, LIMITS)
+
+
+@pytest.mark.parametrize("kind", ["TIFF", "GIF", "WEBP", "PNG"])
+async def test_pages_that_were_not_read_are_said(kind: str) -> None:
+    """Of a scanned document or an animation only the first page is seen: the report must say so."""
+    study = await intake.read([samples.animation(kind)], LIMITS)
+    assert (1, (Concern.FRAMES_LEFT_OUT,)) == (len(study.images), study.concerns)
+    assert () == (await intake.read([samples.picture(kind, "P" if kind == "GIF" else "RGB")], LIMITS)).concerns
+
+
 async def test_nifti_is_read_plain_and_gzipped() -> None:
     """A volume is the same study either way."""
     plain = await intake.read([samples.nifti()], LIMITS)
@@ -170,3 +252,39 @@ async def test_no_planted_name_is_anywhere_in_a_study() -> None:
     study = await intake.read(list(series(5).values()), LIMITS)
 
     assert "PLANTED" not in repr(study)
+
+
+SHOWN = {
+    "chest-xray": Modality.OTHER,
+    "ct-abdomen": Modality.CT,
+    "dermoscopy": Modality.OTHER,
+    "dicom-odd": Modality.XRAY,
+    "histology": Modality.OTHER,
+    "mr-head": Modality.MR,
+    "wsi": Modality.HISTOLOGY,
+}
+"""What the real files beside the repository say of their making; pictures say nothing."""
+
+SAID = {
+    "jpeg-baseline-cr.dcm": {Concern.LOSSY_COMPRESSED},
+    "multiframe_camelyon_challenge_image.dcm": {Concern.UNUSUAL_MAGNIFICATION, Concern.SMALLER_THAN_PATCH},
+}
+SIZES = {"mr-head": (512, 512), "ct-abdomen": (512, 512), "wsi": (896, 896), "monochrome1-dx.dcm": (211, 169)}
+
+
+@pytest.mark.parametrize("folder", list(SHOWN))
+async def test_the_real_files_open_and_look_right(folder: str) -> None:
+    """Every one of them: how it was made, what is to be said of it, its size, and that there is something to see."""
+    files = [path for path in sorted((phantoms.SHARED / folder).glob("*.*")) if path.suffix not in (".txt", ".csv")]
+    if not files:
+        pytest.skip(f"../shared/data/{folder} is not here: real files that may not be shipped")
+    for path in files:
+        if path.name == "liver_seg.dcm":  # a segmentation holds no picture
+            continue
+        study = await intake.read([path], LIMITS, Wanted(magnification=0.345 if "camelyon" in path.name else 0))
+        usual = {Concern.FEW_SLICES} if folder in ("ct-abdomen", "mr-head") else set()
+        assert (SHOWN[folder], SAID.get(path.name, usual)) == (study.modality, set(study.concerns)), path.name
+        image = study.images[0]
+        assert SIZES.get(path.name, SIZES.get(folder, (image.width, image.height))) == (image.width, image.height)
+        assert 20 < image.pixels.std() < 90, path.name
+        assert 200 < int(image.pixels.max()) - int(image.pixels.min()), path.name

@@ -22,6 +22,8 @@ LIMITS = Limits()
 Nifti1: Any = nibabel.Nifti1Image
 Nifti2: Any = nibabel.Nifti2Image
 VALUES = phantoms.abdomen()
+SQUARE = (0.7, 0.7)
+"""Steps to the next row and column that leave pixels where they are; the phantoms' own are not square."""
 
 
 def read(data: bytes, modality: Modality | None = None) -> Study:
@@ -47,7 +49,8 @@ def test_any_orientation_shows_what_dicom_shows(order: tuple[int, int, int], fli
     np.testing.assert_allclose(space(as_dicom).positions, space(as_nifti).positions, atol=1e-4)
     np.testing.assert_allclose(space(as_dicom).down, space(as_nifti).down, atol=1e-5)
     np.testing.assert_allclose(space(as_dicom).across, space(as_nifti).across, atol=1e-5)
-    assert (as_dicom.labels, as_dicom.modality, ()) == (as_nifti.labels, as_nifti.modality, as_nifti.concerns)
+    assert (as_dicom.labels, as_dicom.modality) == (as_nifti.labels, as_nifti.modality)
+    assert {*as_dicom.concerns, Concern.HOUNSFIELD_ASSUMED} == set(as_nifti.concerns)
 
 
 def test_the_patients_right_is_on_the_images_left() -> None:
@@ -98,7 +101,7 @@ def test_big_endian_files_are_read() -> None:
 def test_values_that_are_no_hounsfield_units_are_not_called_so() -> None:
     """A CT moved up by 1024, an MR and a mask are stretched over their range, and flagged."""
     for values in (VALUES + 1024, np.abs(VALUES), (VALUES > 0).astype(np.uint8)):
-        study = read(phantoms.nifti(values))
+        study = read(phantoms.nifti(values, spacing=SQUARE))
         assert (Modality.OTHER, "none") == (study.modality, space(study).unit)
         assert Concern.NOT_HOUNSFIELD in study.concerns
         low, high = int(values.min()), int(values.max())
@@ -106,9 +109,62 @@ def test_values_that_are_no_hounsfield_units_are_not_called_so() -> None:
         np.testing.assert_array_equal(expected, study.images[4].pixels[..., 0])
 
 
+def not_ct() -> dict[str, np.ndarray]:
+    """Volumes of another kind whose range could be a CT's."""
+    random = np.random.default_rng(1)
+    shape = (8, 32, 32)
+    phase = random.uniform(-1, 1, shape)
+    return {
+        "phase": np.rint(phase * 4095 - 0.5).astype(np.int16),
+        "phase in 3000": np.rint(phase * 3000).astype(np.int16),
+        "phase in 1000": np.rint(phase * 1000).astype(np.int16),
+        "noise": np.rint(random.normal(0, 300, shape)).astype(np.int16),
+        "difference": np.rint(random.normal(0, 600, shape)).clip(-1500, 1500).astype(np.float32) + np.float32(0.25),
+        "too bright": np.where(VALUES == phantoms.STONE, 20000, VALUES).astype(np.int16),
+        "too dark": np.where(VALUES == phantoms.AIR, -3500, VALUES).astype(np.int16),
+    }
+
+
+@pytest.mark.parametrize("kind", list(not_ct()))
+def test_phase_maps_and_noise_are_not_taken_for_a_ct(kind: str) -> None:
+    """Their range alone would pass: a CT holds air, or the padding around its field, in a good part of its voxels."""
+    study = read(phantoms.nifti(not_ct()[kind]))
+    assert (Modality.OTHER, "none") == (study.modality, space(study).unit)
+    assert Concern.NOT_HOUNSFIELD in study.concerns
+    assert Concern.HOUNSFIELD_ASSUMED not in study.concerns
+
+
+@pytest.mark.parametrize("modality", [None, Modality.CT])
+def test_that_values_were_taken_for_hounsfield_units_is_always_said(modality: Modality | None) -> None:
+    """NIfTI has no field for it: whoever reads the report must know that it was inferred."""
+    study = read(phantoms.nifti(VALUES, spacing=SQUARE), modality)
+    assert (Modality.CT, "HU") == (study.modality, space(study).unit)
+    assert (Concern.HOUNSFIELD_ASSUMED,) == study.concerns
+
+
+def test_padding_counts_as_air() -> None:
+    """Scanners pad the corners of a round field with values that no tissue has, down to -3024."""
+    padded = np.where(VALUES == phantoms.AIR, -3024, VALUES).astype(np.int16)
+    assert "HU" == space(read(phantoms.nifti(padded))).unit
+
+
+def test_a_sagittal_volume_is_not_squashed() -> None:
+    """20 slices of 5 mm, seen from below, are as wide as they are in the patient: 100 pixels of 1 mm, not 20."""
+    values = np.full((64, 256, 20), -1000, np.int16)
+    values[:, 100:150, 5:15] = 400  # 50 mm deep and 50 mm wide
+    study = read(phantoms.nifti(values, between=1.0, spacing=(1.0, 5.0), order=(2, 1, 0)))
+    image = study.images[32]
+    assert (256, 100) == image.pixels.shape[:2]
+    assert Concern.RESAMPLED in study.concerns
+    assert ("resampled to square pixels: 100 x 256",) == image.source.notes
+    body = image.pixels[..., 0] > 90  # -300 HU, half-way from air to what lies in it
+    assert (50, 50) == (np.count_nonzero(body[:, 50]), np.count_nonzero(body[125]))
+    np.testing.assert_array_equal(values, space(study).values)
+
+
 def test_what_the_sender_knows_is_believed_but_for_hounsfield_units() -> None:
     """An MR is an MR without complaint; a CT that cannot be in HU is flagged."""
-    mr = read(phantoms.nifti(np.abs(VALUES)), Modality.MR)
+    mr = read(phantoms.nifti(np.abs(VALUES), spacing=SQUARE), Modality.MR)
     assert (Modality.MR, ()) == (mr.modality, mr.concerns)
     ct = read(phantoms.nifti(np.abs(VALUES)), Modality.CT)
     assert (Modality.CT, "none") == (ct.modality, space(ct).unit)

@@ -140,21 +140,21 @@ def test_a_missing_slice_is_a_gap() -> None:
 
 def test_even_slices_raise_no_concern() -> None:
     """A clean axial series is flagged for nothing at all."""
-    assert () == read(*phantoms.series(phantoms.abdomen())).concerns
+    assert () == read(*phantoms.series(phantoms.abdomen(), spacing=(0.7, 0.7))).concerns
 
 
 def test_fewer_than_five_slices_are_flagged() -> None:
     """Four are, five are not."""
     values = phantoms.abdomen()
-    assert (Concern.FEW_SLICES,) == read(*phantoms.series(values[:4])).concerns
-    assert () == read(*phantoms.series(values[:5])).concerns
+    assert (Concern.FEW_SLICES,) == read(*phantoms.series(values[:4], spacing=(0.7, 0.7))).concerns
+    assert () == read(*phantoms.series(values[:5], spacing=(0.7, 0.7))).concerns
 
 
 def test_slices_without_positions_are_ordered_by_number_and_measure_nothing() -> None:
     """The pictures are there, the volume is not, and the study says so."""
     values = phantoms.abdomen()
     nowhere = ("ImagePositionPatient", "ImageOrientationPatient")
-    files = phantoms.series(values, without=nowhere)
+    files = phantoms.series(values, spacing=(0.7, 0.7), without=nowhere)
     study = read(*reversed(files))
     assert study.volume is None
     assert study.spacing is None

@@ -12,11 +12,13 @@ from pydicom.uid import generate_uid
 
 from medserve.errors import ImageTooLarge, ImageUnreadable
 from medserve.images import Concern, Modality, Study, Volume
-from medserve.imaging import dicom, volume
+from medserve.imaging import dicom, volume, wire
 from medserve.settings import Limits
 from tests.imaging import phantoms
 
 LIMITS = Limits()
+SQUARE = (0.7, 0.7)
+"""PixelSpacing that leaves pixels where they are; the phantoms' own is not square."""
 
 
 def read(*files: bytes) -> Study:
@@ -43,7 +45,7 @@ def windowed(values: np.ndarray, low: int, high: int) -> np.ndarray:
 def test_phantom_slices_are_exact() -> None:
     """Each slice's pixels against integer arithmetic; single precision moves none of the drawn values."""
     values = phantoms.abdomen()
-    study = read(*phantoms.series(values))
+    study = read(*phantoms.series(values, spacing=SQUARE))
     for image, slice_ in zip(study.images, values, strict=True):
         expected = np.dstack([windowed(slice_, low, high) for low, high in ((-1024, 1024), (-135, 215), (0, 80))])
         np.testing.assert_array_equal(expected, image.pixels)
@@ -95,7 +97,7 @@ def test_the_model_sees_brightness_that_is_the_same_in_every_slice() -> None:
     """Defect 004-2: grey was stretched slice by slice, so 30 HU had another grey in each; here it has one colour."""
     values = phantoms.abdomen(8)
     values[3, 0, 0] = 3000  # one slice with metal
-    study = read(*phantoms.series(values))
+    study = read(*phantoms.series(values, spacing=SQUARE))
     colours = {tuple(image.pixels[26, 26].tolist()) for image in study.images}
     assert {(131, 120, 96)} == colours
 
@@ -126,11 +128,68 @@ def test_slope_or_intercept_alone_is_an_error(missing: str) -> None:
 def test_without_any_rescale_nothing_is_called_hounsfield() -> None:
     """The slices are shown in grey over the whole range, flagged, and no threshold in HU applies."""
     values = phantoms.abdomen()
-    study = read(*phantoms.series(values, without=("RescaleSlope", "RescaleIntercept")))
+    study = read(*phantoms.series(values, spacing=SQUARE, without=("RescaleSlope", "RescaleIntercept")))
     assert study.volume is not None
     assert study.volume.unit == "none"
     assert Concern.NOT_HOUNSFIELD in study.concerns
     assert 255 == study.images[4].pixels[30, 33, 0]
+
+
+PLACES = ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing")
+
+
+@pytest.mark.parametrize("count", [1, 6])
+def test_a_ct_that_is_not_placed_is_still_seen_through_its_windows(count: int) -> None:
+    """What the values are does not depend on where they lie: a single slice or a series without geometry is in HU."""
+    values = phantoms.abdomen(count)
+    study = read(*phantoms.series(values, without=PLACES))
+    for image, slice_ in zip(study.images, values, strict=True):
+        expected = np.dstack([windowed(slice_, low, high) for low, high in ((-1024, 1024), (-135, 215), (0, 80))])
+        np.testing.assert_array_equal(expected, image.pixels)
+    assert ("HU", None) == (study.images[0].source.mode, study.volume)
+    assert Concern.NO_GEOMETRY in study.concerns
+    assert Concern.NOT_HOUNSFIELD not in study.concerns
+
+
+def test_a_ct_without_place_and_rescale_is_grey_and_flagged() -> None:
+    """Two things are missing and both are said."""
+    study = read(*phantoms.series(phantoms.abdomen(6), without=(*PLACES, "RescaleSlope", "RescaleIntercept")))
+    assert {Concern.NO_GEOMETRY, Concern.NOT_HOUNSFIELD} <= set(study.concerns)
+    assert (study.images[0].pixels == study.images[0].pixels[..., :1]).all()
+
+
+def test_slices_of_two_studies_never_become_one_volume() -> None:
+    """Equal in all but StudyInstanceUID, at places that would interleave: one is read, and both facts are said."""
+    values = phantoms.abdomen(12)
+    places = phantoms.positions(12)
+    first = phantoms.series(values[::2], places=places[::2], StudyInstanceUID="1.2.3.1")
+    second = phantoms.series(values[1::2], places=places[1::2], StudyInstanceUID="1.2.3.2")
+    study = read(*first, *second[:5])
+    np.testing.assert_array_equal(values[::2], hounsfield(study).values)
+    assert {Concern.SEVERAL_STUDIES, Concern.OTHER_ACQUISITION_DROPPED} <= set(study.concerns)
+
+
+def test_pixels_that_are_not_square_are_resampled_before_the_windows() -> None:
+    """0.5 x 2.0 mm: four times as wide; between -1000 and 1000 HU lies 0, and not the mean of two colours."""
+    values = np.full((5, 32, 32), -1000, np.int16)
+    values[:, :, 16:] = 1000
+    study = read(*phantoms.series(values, spacing=(0.5, 2.0)))
+    image = study.images[2]
+    assert (32, 128) == image.pixels.shape[:2]
+    assert Concern.RESAMPLED in study.concerns
+    assert ("resampled to square pixels: 128 x 32",) == image.source.notes
+    row = np.interp((np.arange(128) + 0.5) / 4 - 0.5, np.arange(32), values[2, 0].astype(float))
+    expected = np.dstack([windowed(np.rint(row), low, high) for low, high in ((-1024, 1024), (-135, 215), (0, 80))])[0]
+    assert 1 >= np.abs(expected.astype(int) - image.pixels[16].astype(int)).max()
+    np.testing.assert_array_equal(values, hounsfield(study).values)
+    assert (2.0, 0.5, 2.0) == study.spacing
+
+
+def test_pixels_that_are_nearly_square_stay_where_they_are() -> None:
+    """Under 1 % nothing is resampled, and nothing is said."""
+    study = read(*phantoms.series(phantoms.abdomen(), spacing=(0.7, 0.704)))
+    assert (48, 48, ()) == (study.images[0].width, study.images[0].height, study.images[0].source.notes)
+    assert Concern.RESAMPLED not in study.concerns
 
 
 def test_another_rescale_type_is_not_hounsfield() -> None:
@@ -277,13 +336,13 @@ def test_modalities_are_not_mixed() -> None:
 
 
 def test_a_study_survives_the_way_between_processes() -> None:
-    """Decoding runs in a child process: what comes out of pickle is the same study."""
-    import pickle
-
+    """Decoding runs in a child process: what comes over the wire is the same study."""
     study = read(*phantoms.series(phantoms.abdomen()))
-    back = pickle.loads(pickle.dumps(study))  # noqa: S301
+    message = wire.packed(study)
+    back = wire.unpacked(Study, message.text, np.frombuffer(b"".join(message.pieces()), np.uint8))
     assert study == back
     np.testing.assert_array_equal(hounsfield(study).values, hounsfield(back).values)
+    np.testing.assert_array_equal(hounsfield(study).positions, hounsfield(back).positions)
 
 
 def test_uids_differ_and_the_content_hash_does_not() -> None:
@@ -296,6 +355,6 @@ def test_uids_differ_and_the_content_hash_does_not() -> None:
 
 def test_pillow_sees_what_we_see() -> None:
     """The pixels are an ordinary RGB picture: rows down, columns across."""
-    study = read(*phantoms.series(phantoms.abdomen()))
+    study = read(*phantoms.series(phantoms.abdomen(), spacing=SQUARE))
     picture = Pillow.fromarray(study.images[4].pixels)
     assert (240, 255, 255) == picture.getpixel((33, 30))

@@ -3,6 +3,7 @@
 import json
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -137,3 +138,19 @@ def test_what_does_not_travel_is_told_at_once() -> None:
     """A type without a plain form is a mistake in the code, not on the wire."""
     with pytest.raises(TypeError, match="does not travel"):
         wire.packed(object())
+
+
+def test_an_array_from_a_file_keeps_no_other_alive(tmp_path: Path) -> None:
+    """A small picture must not hold the memory of the whole volume that came with it."""
+    message = wire.packed(Reply(reading=Reading(study())))
+    path = tmp_path / "payload"
+    path.write_bytes(b"".join(message.pieces()))
+
+    with path.open("rb") as file:
+        reply = wire.unpacked(Reply, message.text, wire.File(file.fileno(), message.payload))
+
+    assert reply.reading is not None
+    assert study() == reply.reading.study
+    for image in reply.reading.study.images:
+        assert image.pixels.base is not None
+        assert image.pixels.nbytes == image.pixels.base.nbytes

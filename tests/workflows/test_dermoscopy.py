@@ -106,6 +106,25 @@ async def test_label_probabilities_are_normalised_logits() -> None:
     assert pytest.approx(0.982, abs=0.001) == found.label_mass
 
 
+async def test_a_class_that_the_probabilities_contradict_needs_review() -> None:
+    """The words say NV and the logits say BCC: both are reported, and somebody has to look."""
+    made = await report(*ANSWERS[:5], Reply("NV", label_logprobs=LOGPROBS))
+
+    assert "NV" == made.conclusion.label
+    assert Flag.LABEL_DISAGREEMENT in made.flags
+    assert made.needs_review
+
+
+async def test_labels_that_the_model_did_not_want_are_flagged() -> None:
+    """The labels have little probability together; the text says how little."""
+    rare = {label: value - 3 for label, value in LOGPROBS.items()}
+    made = await report(*ANSWERS[:5], Reply("BCC", label_logprobs=rare))
+
+    assert (Flag.LOW_LABEL_MASS,) == made.flags
+    assert made.needs_review
+    assert "any of the labels: 0.049" in as_text(made)
+
+
 async def test_defect_000_6_red_stays_red() -> None:
     """System 000 rewrote every red to brown; here what was seen is what is said."""
     made = await with_observation(3, "red and purple")

@@ -39,16 +39,16 @@ The lesion classes follow fixed rules over what is drawn, and no drawing carries
 
 These rules are the drawings' own. They are not dermatology.
 
-The lesions are drawn to be plain at 64 pixels: six ground colours (blue, black, brown, yellow, pink, red), one or two a
-lesion, each on about half of it; marks of two kinds only where there is room, and never two kinds that look alike; nothing
-is cut off by the frame. Regression is a plain white field and counts as the colour white; a blue-white veil is a field
-of blue and white bands and counts as both; nothing else counts as white. Marks and vessels count as no colour.
+The lesions are drawn to be plain at 64 pixels: six ground colours (blue, black, brown, yellow, pink, red), one or two
+a lesion, each on about half of it; marks of two kinds only where there is room, and never two kinds that look alike;
+nothing is cut off by the frame. Regression is a plain white field and counts as the colour white; a blue-white veil is
+a field of blue and white bands and counts as both; nothing else counts as white. Marks and vessels count as no colour.
 
 ## How it was trained
 
 `python -m tools.demo_model all`: seed {seed}, {looking} steps in which the tower alone learns to tell the
-attributes and to say what lies where, then {talking} steps of whole conversations, in {processes} process(es) of one thread each, bfloat16
-arithmetic{minutes}.
+attributes and what lies where, then {talking} steps of whole conversations, in {processes} process(es) of one thread
+each, bfloat16 arithmetic{minutes}.
 
 ## What was measured
 
@@ -69,31 +69,32 @@ llama.cpp, and {lengths} of {prompts} prompts have the same number of tokens.
 * Held-out paraphrases were written by the same people as the trained ones; a user's wording may do worse.
 * Its drawings are far easier than photographs. Colours beyond those seven it has never seen as colours of a lesion.
 * "Class from words alone" is marked against the rules above, applied to the words and nothing else. Four observations
-  without a second look name neither vessels nor regression nor signs of keratosis: what they leave open counts as absent, so
-  that the row measures NV against the streaks of an irregular lesion, and not whether the lesion could be known.
+  without a second look name neither vessels nor regression nor signs of keratosis: what they leave open counts as
+  absent, so that the row measures NV against the streaks of an irregular lesion, and not whether the lesion could be
+  known.
 * The second look is marked with about a third of the observations made wrong on purpose.
-* Under the targets of 0.95 in own wording, 0.85 in held-out paraphrases, 0.95 for a class from words and 0.90 for a sentence of the second
-  look: {missed}.
-* The example drawings of lesions in `drawings/` are the first of their class that it reads wholly right; the tables above were not.
+* Under the targets of 0.95 in own wording, 0.85 in held-out paraphrases, 0.95 for a class from words and 0.90 for a
+  sentence of the second look: {missed}.
+* The example drawings of lesions in `drawings/` are the first of their class, small ones aside, that it reads wholly
+  right; the tables above were not picked.
 * Label probabilities are those of a small model on easy pictures and are not calibrated for anything else.
 
 """
 
-TARGETS = (
-    ("own wording", 0.95),
-    ("held-out paraphrases", 0.85),
-    ("class from words alone", 0.95),
-    ("second look", 0.9),
-)
+TARGETS = {
+    "own wording": 0.95,
+    "held-out paraphrases": 0.85,
+    "class from words alone": 0.95,
+    "second look": 0.9,
+}
 
 
 def missed(rows: list[dict[str, Any]]) -> str:
     """The rows that fall short of what was aimed at."""
-    goals = dict(TARGETS)
     short = [
         f"{row['row']} ({row['table']}) {row['accuracy']:.3f}"
         for row in rows
-        if row["accuracy"] < goals.get(row["table"], 0.0) and not row["row"].endswith("whole")
+        if row["accuracy"] < TARGETS.get(row["table"], 0.0) and not row["row"].endswith("whole")
     ]
     return ", ".join(short) or "nothing"
 
@@ -129,10 +130,12 @@ def steps_of(plan: dict[str, Any], talks: bool) -> str:
 
 
 def write(folder: Path, work: Path) -> None:
-    """Write MODEL_CARD.md from `evaluation.json` and the training log."""
+    """Write MODEL_CARD.md from `evaluation.json` and the training log, and the log itself in brief."""
     result = json.loads((folder / "evaluation.json").read_text())
     log = json.loads((work / "training.json").read_text())
     config = json.loads((folder / "config.json").read_text())
+    brief = log | {"log": [entry for entry in log["log"] if entry["step"] % 200 == 0]}
+    (folder / "training.json").write_text(json.dumps(brief, indent=1) + "\n")
     names = list(dict.fromkeys(row["table"] for row in result["rows"]))
     plan, parity = log["plan"], result["parity"]
     text = CARD.format(
@@ -143,7 +146,7 @@ def write(folder: Path, work: Path) -> None:
         looking=steps_of(plan, talks=False),
         talking=steps_of(plan, talks=True),
         processes=plan["processes"],
-        minutes=f", {log['minutes']:.0f} minutes on {log['machine']}",
+        minutes=f", {log['minutes']:.0f} minutes on {log['machine']} shared with other work",
         date=result["date"],
         command=result["command"],
         first=result["first_drawing"],

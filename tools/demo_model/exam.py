@@ -16,7 +16,7 @@ from tools.demo_model.drawing import Drawing
 from tools.demo_model.pool import FIRST_UNSEEN
 
 Message = dict[str, Any]
-FEWER = 8  # side tables get one item for so many of the main tables
+FEWER = 4  # side tables get one item for so many of the main tables
 
 
 @dataclass(frozen=True)

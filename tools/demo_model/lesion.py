@@ -13,7 +13,7 @@ VESSELS = ("arborizing", "dotted", "linear", "none")
 BORDERS = ("sharp", "blurred")
 SIZES = ("small", "medium", "large")
 CLASSES = ("MEL", "NV", "BCC", "BKL")
-# The order of this table is the order of every answer that lists colours. White is only seen in a veil or in regression.
+# The order of this table is the order of every answer that lists colours. White is seen in veils and regression alone.
 COLOURS: dict[str, tuple[float, float, float]] = {
     "white": (252, 251, 250),
     "blue": (62, 104, 222),
@@ -67,7 +67,7 @@ def signs_of(label: str, rng: Rng) -> dict[str, Any]:
         for word in STRUCTURES
         if not (word == "dots" and (vessels == "dotted" or comedo))
         and not (word == "globules" and comedo)
-        and not (word == "streaks" and (vessels in ("linear", "arborizing") or shape == "irregular" != rays))
+        and not (word == "streaks" and (vessels in ("linear", "arborizing") or shape == "irregular"))
     )
     busy = (vessels != "none") + comedo + cysts + regression + veil
     structures = some_structures(rng, allowed, max((1 if size == "small" else 2) - busy, 0))

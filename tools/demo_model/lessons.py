@@ -106,7 +106,7 @@ class School:
         """Several closed questions about one picture."""
         talk_, truth, picture = self.start(kind)
         asked = list(questions.about(kind))
-        chances = np.array([{"kind": 0.35, "tissue": 0.35, "border": 0.5, "size": 0.4}.get(q.name, 1.0) for q in asked])
+        chances = np.array([{"kind": 0.35, "tissue": 0.35, "border": 0.5, "size": 0.4, "colours": 3.0}.get(q.name, 1.0) for q in asked])
         if kind == "dermoscopy":
             count = int(self.rng.integers(3, 8))
         else:

@@ -72,6 +72,7 @@ class Plan:
         Round(1400, first=0.8, last=0.15, pictures=20),
         Round(600, first=0.6, last=0.2, pictures=20),
         Round(1400, first=0.9, last=0.01, pictures=8, lessons=10, texts=7),
+        Round(420, first=0.4, last=0.01, pictures=8, lessons=12, texts=3),
     )
     piles: int = 3  # a step's lessons are sorted by length and cut into so many batches
     peak: float = 1.5e-3
@@ -140,7 +141,7 @@ class Heads(nn.Module):
         self.fields = nn.Linear(width, 4 * PLANES)  # a picture token stands for 2 x 2 fields of a map
 
     def lost_on_maps(self, features: torch.Tensor, maps: torch.Tensor, drawn: torch.Tensor) -> torch.Tensor:
-        """How wrong the tokens are about what lies where; a dense signal, without which shapes stay at chance for long."""
+        """How wrong the tokens are about what lies where: a dense signal, or shapes stay at chance for long."""
         side = lesion.FIELDS // 2
         told = self.fields(features[drawn]).view(-1, side, side, 2, 2, PLANES).transpose(2, 3)
         return 4 * F.binary_cross_entropy_with_logits(told.reshape(maps[drawn].shape), maps[drawn])

@@ -23,7 +23,6 @@ STATUS: Mapping[type[MedserveError], int] = {
     errors.UnknownWorkflow: 404,
     errors.ImageTooLarge: 413,
     errors.ModelError: 503,
-    errors.ProjectorMissing: 400,
     errors.ModelBusy: 429,
     errors.EngineError: 502,
     errors.WorkerCrashed: 503,

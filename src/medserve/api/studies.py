@@ -5,10 +5,14 @@ from collections.abc import AsyncIterator, Container, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated, Any, TypeVar
 
 from fastapi import Request
+from pydantic import Field
+from starlette.exceptions import HTTPException
 
 from medserve import references
+from medserve.api.bodies import Strict, checked, kind_of, read_json, request_body, schema_of
 from medserve.errors import InvalidRequest, MedserveError
 from medserve.imaging import encoded, intake
 from medserve.imaging.intake import Reading, Wanted
@@ -24,6 +28,41 @@ PIECE = 2**20
 """Bytes of an upload that are written at once."""
 _OF_FILES = (None, "image", "images", "files")
 """Names that the layers below have for the field in which pictures come."""
+
+
+W = TypeVar("W", bound="Sent")
+F = TypeVar("F", bound=Strict)
+
+
+class Sent(Strict):
+    """A study inside JSON: its files are data URIs, base64 texts, or references that are allowed."""
+
+    images: Annotated[list[str], Field(min_length=1)]
+
+
+def bodies(whole: type[Sent], fields: type[Strict]) -> dict[str, Any]:
+    """Both ways to send a study, for an OpenAPI operation: JSON as `whole`, or a form with `fields` and files."""
+    schema = schema_of(fields)
+    files = {"type": "array", "items": {"type": "string", "format": "binary"}, "minItems": 1}
+    sent = schema | {"properties": {"images": files, **schema["properties"]}, "required": ["images"]}
+    return request_body({"application/json": schema_of(whole), "multipart/form-data": sent})
+
+
+@asynccontextmanager
+async def received(
+    request: Request, limits: Limits, whole: type[W], fields: type[F]
+) -> AsyncIterator[tuple[W | F, Sequence[str | Path]]]:
+    """What was chosen, and the study's files as they came, which lie there for as long as the context lasts."""
+    match kind_of(request):
+        case "application/json":
+            order = await read_json(request, whole)
+            yield order, order.images
+        case "multipart/form-data":
+            async with form(request, limits) as sent:
+                texts, files = sorted_out(sent, fields.model_fields)
+                yield checked(fields, texts), files
+        case _:
+            raise HTTPException(415, "send multipart/form-data with files named images, or application/json")
 
 
 async def read(given: Sequence[str | Path], settings: Settings, wanted: Wanted, param: str = "images") -> Reading:

@@ -84,8 +84,8 @@ def find(name: str) -> Start:
         start: Start = import_module(f"{__name__}.{name.replace('-', '_')}").start
         return start
     for entry in entry_points(group="medserve.engines", name=name):
-        start = entry.load()
-        return start
+        plugged: Start = entry.load()
+        return plugged
     raise ModelFailed(f"no engine is called {name!r}; there are: {', '.join(built_in())}", param="engine")
 
 

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import structlog
 
 from medserve.engines import Capabilities
 from medserve.engines.openai import CONNECT_SECONDS, OpenAIEngine, Piece, patience, seconds
@@ -31,7 +32,7 @@ from medserve.errors import (
     ImageTooLarge,
     InvalidRequest,
     MedserveError,
-    ProjectorMissing,
+    NotSupported,
     WeightsMissing,
     WorkerCrashed,
 )
@@ -41,6 +42,8 @@ from medserve.imaging.preprocess import VisionInput
 from medserve.process import Child
 from medserve.settings import ModelSpec, Settings
 from medserve.text import CLOSING, OPENING, neutralise
+
+log = structlog.get_logger()
 
 WORKER = "medserve.workers.llama_cpp"
 END_OF_TURN = "<end_of_turn>"
@@ -52,6 +55,10 @@ LAST_SECONDS = 2.0
 """How long a worker that hung up may take to be known as dead."""
 MOST_PICTURE_BYTES = 95 * 2**20
 """llama.cpp's listener refuses requests of more than 100 MiB."""
+PROBE_SECONDS = 10.0
+"""How often the worker is asked whether it is there, and how long it may take to say so. It does not compute there."""
+MISSED = 2
+"""Probes in a row without an answer after which a worker is ended: one may be late on a machine under load."""
 REMEMBERED = 256
 """Questions of which it is known that some slot may hold their whole prompt."""
 COMPACT = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
@@ -77,6 +84,7 @@ async def start(model: ModelSpec, settings: Settings) -> "LlamaCpp":
     engine = LlamaCpp(model, child, seconds=settings.limits.answer_seconds)
     try:
         await engine.introduce()
+        engine.watch()
     except BaseException:
         await engine.close()
         raise
@@ -165,6 +173,31 @@ class LlamaCpp(OpenAIEngine):
         self._ends: dict[str, int] = {}
         self._compiled: set[str] = set()
         self._asked: OrderedDict[str, None] = OrderedDict()
+        self._watch: asyncio.Task[None] | None = None
+
+    def watch(self) -> None:
+        """From now on end the worker when it no longer says that it is there: all its work fails, and it is not alive.
+
+        A worker may hang for ever in a driver or be stopped by a person; its requests would wait for their own limit.
+        """
+        self._watch = asyncio.create_task(self._watched(), name=f"watch {self.name}")
+
+    async def _watched(self) -> None:
+        missed = 0
+        while missed < MISSED:
+            await asyncio.sleep(PROBE_SECONDS)
+            missed = 0 if await self._responds() else missed + 1
+        log.error("worker.hung", model=self.name, seconds=PROBE_SECONDS * MISSED)
+        await self._child.stop(grace=0)
+
+    async def _responds(self) -> bool:
+        """Whether the worker's listener answers at all, be it busy or not."""
+        try:
+            async with asyncio.timeout(PROBE_SECONDS):
+                await self._client.get("/health")
+        except (TimeoutError, httpx.HTTPError):
+            return False
+        return True
 
     async def introduce(self) -> None:
         """Learn from the worker what only it knows: its mark for pictures and the ids of the ends of a turn."""
@@ -192,11 +225,13 @@ class LlamaCpp(OpenAIEngine):
 
     async def close(self) -> None:
         """End the worker, which returns all memory to the system."""
+        if self._watch is not None:
+            self._watch.cancel()
         await super().close()
         await self._child.stop()
 
     def _blind(self) -> MedserveError:
-        return ProjectorMissing(
+        return NotSupported(
             f"{self.name} was loaded without a vision projector and cannot see; put the model's mmproj file beside "
             "its weights or name it as `projector`, and load it again",
             param="images",

@@ -7,7 +7,6 @@ better way to ask the same server, as llama.cpp has, derives from `OpenAIEngine`
 
 import asyncio
 import json
-from base64 import b64encode
 from collections import OrderedDict
 from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Mapping, Sequence
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
@@ -42,13 +41,12 @@ from medserve.generation import (
     TokenLogprob,
     Usage,
 )
-from medserve.images import Image
-from medserve.imaging.preprocess import VisionInput, prepare
+from medserve.imaging.preprocess import VisionInput
+from medserve.places import Pictures, Places
 from medserve.settings import ModelSpec, Settings
-from medserve.text import ThinkingSplitter, neutralise
+from medserve.text import CLOSING, ThinkingSplitter, neutralise
 from medserve.threads import in_thread
 
-KEPT_PICTURE_BYTES = 256 * 2**20
 CONNECT_SECONDS = 10.0
 MEDGEMMA_SIDE = 896
 KEPT_COUNTS = 4096
@@ -123,70 +121,23 @@ def _known(later: int | None, earlier: int | None) -> int | None:
     return earlier if later is None else later
 
 
-class Places:
-    """Room for so many answers at once and so many that wait; whoever comes beyond that is told so at once.
+class _Unopened:
+    """Finds a closing mark of thinking that nothing opened: all that was said before it was thinking."""
 
-    Answers of one kin, those that begin with the same picture, take turns: the second finds the first one's work
-    done, where at the same time both would have done it.
-    """
+    def __init__(self) -> None:
+        self._held = ""
 
-    def __init__(self, slots: int, waiting: int) -> None:
-        self._room = slots + waiting
-        self._inside = 0
-        self._free = asyncio.Semaphore(slots)
-        self._turns: dict[str, tuple[asyncio.Lock, int]] = {}
-
-    @asynccontextmanager
-    async def one(self, kin: str | None) -> AsyncIterator[None]:
-        """A place for as long as the context lasts; raises ModelBusy when there is no room left to wait in."""
-        if self._inside >= self._room:
-            raise ModelBusy(f"{self._inside} requests are being answered or waiting; try again in a moment")
-        self._inside += 1
-        try:
-            async with self._turn(kin), self._free:
-                yield
-        finally:
-            self._inside -= 1
-
-    @asynccontextmanager
-    async def _turn(self, kin: str | None) -> AsyncIterator[None]:
-        if kin is None:
-            yield
-            return
-        lock, users = self._turns.get(kin, (asyncio.Lock(), 0))
-        self._turns[kin] = lock, users + 1
-        try:
-            async with lock:
-                yield
-        finally:
-            lock, users = self._turns.pop(kin)
-            if users > 1:
-                self._turns[kin] = lock, users - 1
-
-
-class Pictures:
-    """Pictures as the model takes them, PNG in base64, the latest kept up to a number of bytes."""
-
-    def __init__(self, limit: int = KEPT_PICTURE_BYTES) -> None:
-        self._limit = limit
-        self._held = 0
-        self._kept: OrderedDict[tuple[str, VisionInput], str] = OrderedDict()
-
-    async def encoded(self, image: Image, vision: VisionInput) -> str:
-        """The prepared picture; equal pictures give equal text, which is what engines recognise them by."""
-        key = (await in_thread(lambda: image.sha256), vision)
-        if key not in self._kept:
-            data = b64encode(await in_thread(prepare, image, vision)).decode()
-            self._keep(key, data)
-            return data
-        self._kept.move_to_end(key)
-        return self._kept[key]
-
-    def _keep(self, key: tuple[str, VisionInput], data: str) -> None:
-        self._held += len(data) - len(self._kept.pop(key, ""))
-        self._kept[key] = data
-        while self._held > self._limit and len(self._kept) > 1:
-            self._held -= len(self._kept.popitem(last=False)[1])
+    def seen(self, text: str, thinking: str, *, last: bool = False) -> Chunk:
+        """The chunk that more text and thinking make; what may be the beginning of a mark is kept for the next."""
+        before, mark, after = (self._held + text).rpartition(CLOSING)
+        longest = 0 if last else min(len(CLOSING) - 1, len(after))
+        cut = next((size for size in range(longest, 0, -1) if after.endswith(CLOSING[:size])), 0)
+        self._held = after[len(after) - cut :]
+        return Chunk(
+            after[: len(after) - cut],
+            before.replace(CLOSING, "") + thinking if mark else thinking,
+            rethought=bool(mark),
+        )
 
 
 class OpenAIEngine:
@@ -263,21 +214,22 @@ class OpenAIEngine:
 
     async def _chunks(self, request: GenerationRequest, pieces: AsyncIterator[Piece]) -> AsyncIterator[Chunk]:
         """The answer without its thinking, and at last what it took."""
-        splitter = ThinkingSplitter()
+        splitter, unopened = ThinkingSplitter(), _Unopened()
         known = Piece()
         begun = request.prefix
         async for piece in pieces:
             # The forced beginning is said with the first word, when it is certain that an answer will follow.
             spoken, begun = (begun + piece.text, "") if piece.text or piece.finish else ("", begun)
-            text, thinking = splitter.feed(spoken)
-            if text or thinking or piece.logprobs:
+            chunk = unopened.seen(*splitter.feed(spoken))
+            if chunk != Chunk() or piece.logprobs:
                 logprobs = tuple(replace(entry, top=entry.top[: request.top_logprobs]) for entry in piece.logprobs)
-                yield Chunk(text, thinking, logprobs)
+                yield replace(chunk, logprobs=logprobs)
             known = known.plus(piece)
         if known.finish is None:
             raise EngineError(f"the answer of {self.name} broke off without saying why; ask again")
         usage = await self._usage(request, known)
-        yield Chunk(*splitter.finish(), finish=known.finish, usage=usage, timings=known.timings or Timings())
+        last = unopened.seen(*splitter.finish(), last=True)
+        yield replace(last, finish=known.finish, usage=usage, timings=known.timings or Timings())
 
     async def _pieces(self, request: GenerationRequest, deadline: float) -> AsyncGenerator[Piece, None]:
         body = await self._body(request)
@@ -344,7 +296,7 @@ class OpenAIEngine:
         if not message.images:
             text = "".join(part for part in message.parts if isinstance(part, str))
             return {"role": message.role, "content": neutralise(text)}
-        return {"role": message.role, "content": [await self._part(part) for part in message.parts]}
+        return {"role": message.role, "content": [await self._part(part) for part in _joined(message.parts)]}
 
     async def _part(self, part: Part) -> dict[str, Any]:
         if isinstance(part, str):
@@ -396,6 +348,17 @@ class OpenAIEngine:
 
     def _deadline(self) -> float:
         return asyncio.get_running_loop().time() + self._seconds
+
+
+def _joined(parts: Sequence[Part]) -> list[Part]:
+    """The parts with neighbouring texts made one, lest two halves of a control token pass and meet in the prompt."""
+    joined: list[Part] = []
+    for part in parts:
+        if isinstance(part, str) and joined and isinstance(joined[-1], str):
+            joined[-1] += part
+        else:
+            joined.append(part)
+    return joined
 
 
 async def _prompt_tokens(answer: Coroutine[Any, Any, dict[str, Any]]) -> int:

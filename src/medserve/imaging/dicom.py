@@ -8,6 +8,7 @@ and values are rounded, not cut. CT and MR are `volume`'s work.
 """
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from pydicom import Dataset
 
 from medserve.errors import ImageTooLarge, ImageUnreadable
 from medserve.images import Concern, Image, Modality, Source, Study
-from medserve.imaging import identity, series, volume, windows
+from medserve.imaging import identity, series, square, volume, windows
 from medserve.imaging.instance import Instance, NoPicture, numbers, read, refusals, texts, whole
 from medserve.settings import Limits
 
@@ -123,15 +124,23 @@ def _pictures(instances: Sequence[Instance], modality: Modality, limits: Limits)
     if sum(one.rows * one.columns * min(one.frames, windows.MOST_SLICES) for one in instances) > volume.VOXELS:
         raise ImageTooLarge("the files' pictures are too many and too large together; send fewer", param="image")
     images = tuple(image for instance in instances for image in _images(instance))
-    left_out = any(one.frames > windows.MOST_SLICES for one in instances)
-    return Study(images, modality, concerns=(Concern.FRAMES_LEFT_OUT,) if left_out else ())
+    concerns = []
+    if any(one.frames > windows.MOST_SLICES for one in instances):
+        concerns.append(Concern.FRAMES_LEFT_OUT)
+    if any(image.source.notes for image in images):
+        concerns.append(Concern.RESAMPLED)
+    return Study(images, modality, concerns=tuple(concerns))
 
 
 def _images(instance: Instance) -> Iterator[Image]:
     source = Source("DICOM", instance.photometric, instance.columns, instance.rows, instance.bits, instance.frames)
     frames = windows.chosen(instance.frames)
     for frame, stored in zip(frames, instance.stored(frames), strict=True):
-        yield Image(shown(instance, frame, stored), source)
+        pixels, size = shown(instance, frame, stored), (instance.rows, instance.columns)
+        if (true := square.size(*size, instance.spacing(frame))) == size:
+            yield Image(pixels, source)
+        else:
+            yield Image(square.colours(pixels, *true), replace(source, notes=(square.note(*true),)))
 
 
 def shown(instance: Instance, frame: int, stored: NDArray[Any]) -> NDArray[np.uint8]:
@@ -272,9 +281,14 @@ def _expanded(instance: Instance, keyword: str, descriptor: str) -> NDArray[np.u
 
 
 def _said(instances: Sequence[Instance]) -> tuple[Concern, ...]:
-    """What the files themselves give cause for: drawn-in text and lossy compression."""
-    burned = (Concern.BURNED_IN_TEXT,) if any(map(identity.may_hold_text, instances)) else ()
-    return burned + ((Concern.LOSSY_COMPRESSED,) if any(one.is_lossy for one in instances) else ())
+    """What the files themselves give cause for: several examinations, drawn-in text and lossy compression."""
+    studies = {str(uid).strip() for one in instances if (uid := one.dataset.get("StudyInstanceUID"))}
+    causes = {
+        Concern.SEVERAL_STUDIES: len(studies) > 1,
+        Concern.BURNED_IN_TEXT: any(map(identity.may_hold_text, instances)),
+        Concern.LOSSY_COMPRESSED: any(one.is_lossy for one in instances),
+    }
+    return tuple(concern for concern, given in causes.items() if given)
 
 
 def _facts(instances: Sequence[Instance], sliced: Sequence[Instance]) -> tuple[tuple[str, str], ...]:

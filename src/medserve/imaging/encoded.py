@@ -30,7 +30,8 @@ def _decoded(text: str, limits: Limits) -> bytes:
     # Base64 holds three bytes in four characters, so too long a text is refused without decoding it.
     if len(text) > limits.image_bytes // 3 * 4 + 1024:
         raise ImageTooLarge(
-            f"the file is larger than {limits.image_bytes} bytes, the most inside JSON; send a smaller one, or a form"
+            f"the file is larger than {limits.image_bytes} bytes, the most inside JSON (limits.image_bytes); "
+            "send a smaller one, or a form"
         )
     head = _DATA_URI.match(text)
     if head is None and ":" in text[:5]:

@@ -8,13 +8,14 @@ files. A file that somebody named is never left out: it is read, or the whole re
 """
 
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
 
 from medserve.errors import ImageTooLarge, ImageUnreadable
 from medserve.images import Concern, Modality, Study
-from medserve.imaging import archive, folder, raster, tiff
+from medserve.imaging import archive, folder, lodging, raster, tiff
 from medserve.imaging.isolation import Reading
 from medserve.imaging.material import File, Wanted, check_count, total_limit
 from medserve.settings import Limits
@@ -41,7 +42,7 @@ def read(found: Sequence[File | Path], limits: Limits, wanted: Wanted) -> Readin
     if format_ is Format.SLIDE:
         reading = _slide(chosen, limits, wanted)
     else:
-        reading = Reading(_study(format_, [file.content(limits.image_bytes) for file in chosen], limits, wanted))
+        reading = Reading(_study(format_, [_content(file, format_, limits) for file in chosen], limits, wanted))
     return _with_left_out(reading) if left_out else reading
 
 
@@ -64,7 +65,7 @@ def _opened(item: File | Path, limits: Limits) -> Iterable[File]:
             return (File.at(path, chosen=False) for path in folder.paths(item, limits))
         item = File.at(item)
     if archive.kind(item.head):
-        return archive.files(item.content(limits.body_bytes), limits)
+        return archive.files(item.content(limits.body_bytes, "limits.body_bytes"), limits)
     if folder.is_dicomdir(item.head):
         if item.path is None or item.data is not None:
             raise ImageUnreadable("a DICOMDIR only lists files; send a zip of its whole folder", param="files")
@@ -123,6 +124,13 @@ def _unknown(file: File) -> ImageUnreadable:
     return ImageUnreadable(f"this is not a file that is read here; send {NAMES}", param="files")
 
 
+def _content(file: File, format_: Format, limits: Limits) -> bytes:
+    """A picture is small; a volume in one file is as large as its series."""
+    if format_ is Format.PICTURE:
+        return file.content(limits.image_bytes, "limits.image_bytes")
+    return file.content(limits.file_bytes, "limits.file_bytes")
+
+
 def _study(format_: Format, contents: list[bytes], limits: Limits, wanted: Wanted) -> Study:
     if format_ is Format.DICOM:
         from medserve.imaging import dicom
@@ -137,32 +145,40 @@ def _study(format_: Format, contents: list[bytes], limits: Limits, wanted: Wante
     if len(contents) > limits.images:
         raise ImageTooLarge(f"there are {len(contents)} pictures and at most {limits.images} are read", param="files")
     images = tuple(raster.decode(content, limits) for content in contents)
-    return Study(images, wanted.modality or Modality.OTHER)
+    left_out = any(map(raster.is_part, images))
+    return Study(images, wanted.modality or Modality.OTHER, concerns=(Concern.FRAMES_LEFT_OUT,) if left_out else ())
 
 
 def _slide(files: Sequence[File], limits: Limits, wanted: Wanted) -> Reading:
     from medserve.imaging import slide
 
-    opened = slide.open_slide(_slide_path(files), limits, wanted.mpp or None)
-    magnification = wanted.magnification or min(USUAL, opened.magnification or USUAL)
-    sample = slide.sample(opened, magnification, wanted.patches, wanted.seed)
+    with _slide_paths(files) as where:
+        opened = slide.open_slide(where, limits, wanted.mpp or None)
+        magnification = wanted.magnification or min(USUAL, opened.magnification or USUAL)
+        sample = slide.sample(opened, magnification, wanted.patches, wanted.seed)
     return Reading(sample.study, sample.thumbnail)
 
 
-def _slide_path(files: Sequence[File]) -> Path:
-    """Where the one slide lies: its file, or the folder with all of its instances."""
+@contextmanager
+def _slide_paths(files: Sequence[File]) -> Iterator[Path | list[Path]]:
+    """Where the one slide lies: its file, or all of its instances; bytes become files for as long as it is read."""
+    if len(files) > 1 and any(tiff.is_tiff(file.head) for file in files):
+        raise ImageUnreadable(f"there are {len(files)} slides; send one", param="files")
     paths = [file.path for file in files if file.path is not None]
-    if len(paths) < len(files):
-        raise ImageUnreadable("slides in archives are not read; send the slide's own file or its folder", param="files")
-    if len(paths) == 1:
-        return paths[0]
-    if any(tiff.is_tiff(file.head) for file in files) or len({path.parent for path in paths}) > 1:
-        raise ImageUnreadable(f"there are {len(paths)} slides; send one", param="files")
-    if any(file.chosen for file in files):
+    if len(paths) == len(files):
+        yield paths[0] if len(paths) == 1 else paths
+        return
+    if tiff.is_tiff(files[0].head):
         raise ImageUnreadable(
-            "the slide has several files; send the folder that holds them and nothing else", param="files"
+            "slides of this kind are not read from archives; send the slide's own file", param="files"
         )
-    return paths[0].parent
+    from medserve.imaging import slide
+
+    contents = [file.content(lodging.ROOM) for file in files]
+    for content in contents:
+        slide.check_whole(content)
+    with lodging.lodged(contents) as made:
+        yield made
 
 
 def _with_left_out(reading: Reading) -> Reading:

@@ -1,10 +1,10 @@
 """Who a patient is stays in the file: a study carries hashes and geometry, and copies leave without identity.
 
-`hashed` tells equal from different without telling which. `deidentified` writes a copy by the Basic Application Level
-Confidentiality Profile (PS3.15 E.1), of whose table `dicom-anonymizer` (Kitware, BSD-3) ships the 2026c edition.
+`hashed` tells equal from different without telling which. `deidentified_files` writes copies by the Basic Application
+Level Confidentiality Profile (PS3.15 E.1), of whose table `dicom-anonymizer` (Kitware, BSD-3) ships the 2026c edition.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from hashlib import sha256
 from io import BytesIO
 from threading import Lock
@@ -47,7 +47,7 @@ def facts(instance: Instance) -> tuple[tuple[str, str], ...]:
     """What a DICOM file says about itself and not about a person: names that DICOM registers, numbers and hashes."""
     kind = instance.dataset.get("SOPClassUID")
     named = {
-        "modality": instance.modality if instance.modality.isalpha() and len(instance.modality) <= 8 else "unknown",
+        "modality": instance.modality,  # one of DICOM's codes
         "sop_class": kind.name if kind and kind.name != str(kind) else "unknown",
         "transfer_syntax": syntax_name(instance.syntax),
         "photometric_interpretation": instance.photometric,
@@ -61,38 +61,53 @@ def facts(instance: Instance) -> tuple[tuple[str, str], ...]:
 
 
 def deidentified(data: bytes, limits: Limits) -> bytes:
-    """A copy of a DICOM file by PS3.15's basic profile, new UIDs and no private elements, as the bytes of a file.
+    """The copy of one file, as `deidentified_files` makes it; its UIDs have nothing in common with any other call's."""
+    return deidentified_files([data], limits)[0]
 
-    Nested data sets are cleaned like the outer one. Refused (ImageError) where text may be drawn into the pixels: this
-    profile does not touch them. Raises InvalidRequest where the extra `deidentify` is not installed. UIDs are new for
-    every call, so copies of a series do not belong together any more.
+
+def deidentified_files(files: Sequence[bytes], limits: Limits) -> list[bytes]:
+    """Copies of DICOM files by PS3.15's basic profile, new UIDs and no private elements, in the files' order.
+
+    Equal UIDs become equal ones in all copies of a call, so that a series, its frame of reference and what refers to it
+    stay together; they are drawn at random for each call, and kept nowhere. Nested data sets are cleaned like the outer
+    one. Refused (ImageError) where text may be drawn into the pixels of any file: this profile does not touch them.
+    Raises InvalidRequest where the extra `deidentify` is not installed.
     """
-    if may_hold_text(read(data, limits)):
+    if any(may_hold_text(read(data, limits)) for data in files):
         raise ImageError(
             "text may be drawn into this picture, and the copy would keep it; clean the pixels first", param="image"
         )
+    profile = _profile()
+    # The library keeps one dictionary of old and new UIDs for the process; it must not outlive the copies.
+    with _ONE_AT_A_TIME:
+        profile.dictionary.clear()
+        try:
+            return [_copy(data, profile) for data in files]
+        finally:
+            profile.dictionary.clear()
+
+
+def _profile() -> Any:
+    try:
+        from dicomanonymizer import simpledicomanonymizer
+    except ImportError:
+        raise InvalidRequest("copies without identity need an extra: pip install 'medserve[deidentify]'") from None
+    return simpledicomanonymizer
+
+
+def _copy(data: bytes, profile: Any) -> bytes:
     with refusals():
         dataset = dcmread(BytesIO(data), force=True)
-        _clean(dataset)
+        _clean(dataset, profile)
         out = BytesIO()
         dataset.preamble = b"\0" * 128
         dataset.save_as(out, enforce_file_format=True)
         return out.getvalue()
 
 
-def _clean(dataset: Dataset) -> None:
-    try:
-        from dicomanonymizer import simpledicomanonymizer as profile
-    except ImportError:
-        raise InvalidRequest("copies without identity need an extra: pip install 'medserve[deidentify]'") from None
-    # The library keeps one dictionary of old and new UIDs for the process; it must not outlive the copy.
-    with _ONE_AT_A_TIME:
-        profile.dictionary.clear()
-        try:
-            for part in list(_parts(dataset)):
-                profile.anonymize_dataset(part, base_rules_gen=_rules)
-        finally:
-            profile.dictionary.clear()
+def _clean(dataset: Dataset, profile: Any) -> None:
+    for part in list(_parts(dataset)):
+        profile.anonymize_dataset(part, base_rules_gen=_rules)
     meta = dataset.file_meta
     uid = dataset.get("SOPInstanceUID") or generate_uid()
     for keyword in [element.keyword for element in meta if element.keyword not in _META]:

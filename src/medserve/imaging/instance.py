@@ -60,7 +60,8 @@ _WANTED = (
     "RescaleSlope RescaleIntercept RescaleType ModalityLUTSequence "
     "WindowCenter WindowWidth VOILUTFunction VOILUTSequence "
     # where it lies
-    "PixelSpacing ImagerPixelSpacing SliceThickness ImagePositionPatient ImageOrientationPatient "
+    "PixelSpacing ImagerPixelSpacing NominalScannedPixelSpacing PixelAspectRatio SliceThickness "
+    "ImagePositionPatient ImageOrientationPatient "
     "SharedFunctionalGroupsSequence PerFrameFunctionalGroupsSequence"
 )
 WANTED = tuple(_WANTED.split())
@@ -79,6 +80,17 @@ MODALITY_OF_CLASS = {
     "1.2.840.10008.5.1.4.1.1.77.1.6": "SM",
 }
 """Modality by SOP class, for files that do not state one."""
+
+_MODALITIES = (
+    "ANN AR ASMT AU BDUS BI BMD CFM CR CT CTPROTOCOL DG DMS DOC DX ECG EEG EMG EOG EPS ES FID GM HC HD IO IOL IVOCT "
+    "IVUS KER KO LEN LS M3D MG MR NM OAM OCT OP OPM OPT OPTBSV OPTENF OPV OSS OT PA PLAN POS PR PT PX REG RESP RF RG "
+    "RTDOSE RTIMAGE RTINTENT RTPLAN RTRAD RTRECORD RTSEGANN RTSTRUCT RWV SEG SM SMR SR SRF STAIN TEXTUREMAP TG US VA "
+    "XA XAPROTOCOL XC "
+    # retired
+    "AS CD CF CP CS DD DF DM DS EC FA FS LP MA MS OPR ST VF"
+)
+MODALITIES = frozenset(_MODALITIES.split())
+"""All that Modality may say (PS3.3 C.7.3.1.1.1); whatever else stands there may be a name, and counts as OT."""
 
 SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
 """SOP class, and beginning of the classes, of screenshots and scanned paper (PS3.4 B.5)."""
@@ -167,6 +179,23 @@ class Instance:
         if shared := self.dataset.get("SharedFunctionalGroupsSequence"):
             yield shared[0]
 
+    def spacing(self, frame: int = 0) -> tuple[float, float] | None:
+        """Height and width of a frame's pixels, in mm or, where only PixelAspectRatio says it, in proportion to 1.
+
+        None where the file does not say it; a length of 0, which screenshots have, says nothing. What is measured
+        never comes from here: detector spacing is not the patient's (PS3.3 10.7.1).
+        """
+        for keyword, group in (
+            ("PixelSpacing", "PixelMeasuresSequence"),
+            ("ImagerPixelSpacing", ""),
+            ("NominalScannedPixelSpacing", ""),
+            ("PixelAspectRatio", ""),
+        ):
+            found = numbers(self.value(keyword, group, frame), 2, keyword)
+            if found is not None and min(found) > 0:
+                return found[0], found[1]
+        return None
+
     def stored(self, frames: Sequence[int]) -> Iterator[NDArray[Any]]:
         """The frames' values as stored, integers [rows, columns] or [rows, columns, 3]; YBR has become RGB."""
         with refusals():
@@ -208,8 +237,11 @@ def read(data: bytes, limits: Limits) -> Instance:
 
     Raises ImageUnreadable or ImageTooLarge, whose messages quote numbers and names of elements, never their text.
     """
-    if len(data) > limits.image_bytes:
-        raise ImageTooLarge(f"the file has {len(data)} bytes and at most {limits.image_bytes} are read", param="image")
+    if len(data) > limits.file_bytes:
+        raise ImageTooLarge(
+            f"the file has {len(data)} bytes and at most {limits.file_bytes} are read (limits.file_bytes)",
+            param="image",
+        )
     with refusals():
         _check_deflated(data, limits)
         dataset = dcmread(BytesIO(data), force=True, specific_tags=list(_TAGS))
@@ -225,7 +257,9 @@ def _check_deflated(data: bytes, limits: Limits) -> None:
     inflater = zlib.decompressobj(-zlib.MAX_WBITS)
     inflater.decompress(file.read(), limits.image_bytes)
     if inflater.unconsumed_tail:
-        raise ImageTooLarge(f"the file inflates to more than {limits.image_bytes} bytes", param="image")
+        raise ImageTooLarge(
+            f"the file inflates to more than {limits.image_bytes} bytes (limits.image_bytes)", param="image"
+        )
 
 
 def _checked(dataset: Dataset, limits: Limits) -> Instance:
@@ -253,8 +287,9 @@ class NoPicture(ImageUnreadable):
 
 
 def _modality(dataset: Dataset) -> str:
-    stated = str(dataset.get("Modality") or "").strip().upper()
-    return stated or MODALITY_OF_CLASS.get(str(dataset.get("SOPClassUID", "")), "OT")
+    if stated := str(dataset.get("Modality") or "").strip().upper():
+        return stated if stated in MODALITIES else "OT"
+    return MODALITY_OF_CLASS.get(str(dataset.get("SOPClassUID", "")), "OT")
 
 
 def _check_size(rows: int, columns: int, frames: int, limits: Limits) -> None:

@@ -16,7 +16,7 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
@@ -28,7 +28,8 @@ import anyio
 import structlog
 from anyio.lowlevel import RunVar
 
-from medserve.errors import ImageError, ImageUnreadable, InvalidRequest, MedserveError, WorkerCrashed
+from medserve import scratch
+from medserve.errors import ImageError, ImageUnreadable, InvalidRequest, MedserveError, WorkerCrashed, by_code
 from medserve.images import Image, Study
 from medserve.imaging import wire
 from medserve.imaging.material import Material, Wanted
@@ -237,7 +238,7 @@ class Decoder:
     """One child process, ready to read."""
 
     def __init__(self) -> None:
-        self._folder = tempfile.mkdtemp(prefix="medserve-decoder-")  # mode 0700; the only place it may change
+        self._folder = str(scratch.folder())  # the only place it may change
         self._channel, theirs = socket.socketpair()
         try:
             self._process = subprocess.Popen(
@@ -282,7 +283,7 @@ class Decoder:
             received = wire.receive(self._channel, deadline=deadline)
             if received.payload > MOST_REPLY:
                 raise wire.Malformed("more pixels than there is room for")
-            return wire.unpacked(Reply, received.text, wire.fetch(pixels, received.payload))
+            return wire.unpacked(Reply, received.text, wire.File(pixels, received.payload))
         except TimeoutError:
             raise Gone("was late", late=True) from None
         except (EOFError, OSError):
@@ -356,11 +357,5 @@ def _error(failure: Failure) -> InvalidRequest:
     """The error of the tree under InvalidRequest that carries the code; ImageError for a code that nobody knows."""
     if failure.surprise:
         log.error("decoder_surprised", where=failure.surprise[:200])
-    kind = {known.code: known for known in reversed(list(_family(InvalidRequest)))}.get(failure.code, ImageError)
+    kind = by_code(failure.code, InvalidRequest) or ImageError
     return kind(failure.message[:1000], param=failure.param)
-
-
-def _family(kind: type[InvalidRequest]) -> Iterator[type[InvalidRequest]]:
-    yield kind
-    for child in kind.__subclasses__():
-        yield from _family(child)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from medserve.errors import ImageTooLarge, ImageUnreadable, InvalidRequest
+from medserve.generation import within
 from medserve.images import Modality
 from medserve.settings import Limits
 
@@ -25,7 +26,8 @@ class Wanted:
 
     `modality` is for files that do not say how they were made: pictures and NIfTI. Of a slide, at most `patches` are
     taken at `magnification` (0: 10, or what the slide has where that is less) and drawn with `seed`, so that the same
-    order brings the same ones; `mpp`, micrometres a pixel, replaces what the slide says (0: as it says).
+    order brings the same ones; `mpp`, micrometres a pixel, replaces what the slide says (0: as it says). Without
+    `volume` the voxels of a series, up to a gigabyte, stay with the decoder and its pictures alone are handed over.
     """
 
     modality: Modality | None = None
@@ -33,20 +35,15 @@ class Wanted:
     magnification: float = 0.0
     seed: int = 0
     mpp: float = 0.0
+    volume: bool = True
 
     def __post_init__(self) -> None:
-        _within("patches", self.patches, 1, 125)
-        _within("seed", self.seed, 0, 2**32 - 1)
+        within("patches", self.patches, 1, 125)
+        within("seed", self.seed, 0, 2**32 - 1)
         if self.magnification:
-            _within("magnification", self.magnification, 0.1, 100)
+            within("magnification", self.magnification, 0.1, 100)
         if self.mpp:
-            _within("mpp", self.mpp, 0.01, 1000)
-
-
-def _within(name: str, value: float, low: float, high: float) -> None:
-    """Refuse what lies outside [low, high]; NaN lies outside everything."""
-    if not low <= value <= high:
-        raise InvalidRequest(f"{name} must lie between {low:g} and {high:g}, not {value!r}", param=name)
+            within("mpp", self.mpp, 0.01, 1000)
 
 
 DEFAULT = Wanted()
@@ -76,13 +73,13 @@ class File:
         """A file of this machine, of which only the head is read yet."""
         return cls(head(path), None, path, path.name, chosen)
 
-    def content(self, most: int) -> bytes:
-        """All of the file; raises ImageTooLarge when it has more than `most` bytes."""
+    def content(self, most: int, setting: str = "") -> bytes:
+        """All of the file; raises ImageTooLarge, which names `setting`, when it has more than `most` bytes."""
         if self.data is None and self.path is not None:
-            return content(self.path, most)
+            return content(self.path, most, setting)
         data = self.data or b""
         if len(data) > most:
-            raise _too_large(most)
+            raise _too_large(most, setting)
         return data
 
 
@@ -103,20 +100,21 @@ def opened(path: Path) -> int:
     return descriptor
 
 
-def content(path: Path, most: int) -> bytes:
-    """All of a plain file; raises ImageTooLarge when it has more than `most` bytes."""
+def content(path: Path, most: int, setting: str = "") -> bytes:
+    """All of a plain file; raises ImageTooLarge, which names `setting`, when it has more than `most` bytes."""
     with open(opened(path), "rb") as file:
         try:
             data = file.read(most + 1)
         except OSError as error:
             raise ImageUnreadable(f"a file cannot be read: {error.strerror}", param="files") from None
     if len(data) > most:
-        raise _too_large(most)
+        raise _too_large(most, setting)
     return data
 
 
-def _too_large(most: int) -> ImageTooLarge:
-    return ImageTooLarge(f"a file has more than {most} bytes, the most that is read of one", param="files")
+def _too_large(most: int, setting: str) -> ImageTooLarge:
+    remedy = f"; raise {setting} to read it" if setting else ""
+    return ImageTooLarge(f"a file has more than {most} bytes, the most that is read of one{remedy}", param="files")
 
 
 def head(path: Path) -> bytes:

@@ -1,8 +1,9 @@
 """A NIfTI file becomes the volume that the same scan as DICOM would be: the patient's right on the image's left.
 
 nibabel reads it and turns it to the closest canonical axes; whatever tilt remains is kept in the voxels' steps. NIfTI
-does not say what its numbers are. They count as Hounsfield units only if they look like them: from the air around or
-in a body up to bone. Otherwise the whole acquisition is stretched like MR and the study says so.
+does not say what its numbers are. They count as Hounsfield units only if they look like them: a good part of the voxels
+is air, and the rest goes up to bone. The study says that this was assumed. Otherwise the whole acquisition is stretched
+like MR, and the study says that too.
 """
 
 import gzip
@@ -21,14 +22,20 @@ from medserve.imaging import volume
 from medserve.imaging.instance import refusals
 from medserve.settings import Limits
 
-LEAST_AIR = -4096
-"""Lowest value of a CT: scanners pad the corners of the field with down to -3024 or -4095."""
+LOWEST = (-3100, -900)
+"""Where the lowest value of a CT lies: air (-1000), or what scanners pad the field's corners with, down to -3024."""
 
-MOST_AIR = -200
-"""A CT of a body holds something this dark: air, gas or lung; fat alone has -100."""
+HIGHEST = (100, 4100)
+"""... and the highest: at bone, contrast medium or metal, which 12 bits cut off at 3071 or 4095."""
 
-LEAST_BONE = 100
-"""... and something this bright: bone, contrast medium or metal."""
+AIR = (-1050, -950)
+"""Hounsfield units of air, with noise. MR phase and noise around 0 have 3 % of their voxels here at most."""
+
+AIR_SHARE = 0.05
+"""Part of a CT's voxels that are air, or padding of the lowest value; a trunk fills less than 80 % of its square."""
+
+LOWEST_OF_CT, HIGHEST_OF_CT = (-4096, -200), (100, 32767)
+"""The same for a file whose sender says that it is a CT: a part of a body may hold fat and gas only, or metal."""
 
 MILLIMETRES = {0: 1.0, 1: 1000.0, 2: 1.0, 3: 0.001}
 """Length of NIfTI's spatial units (xyzt_units & 7) in mm; unknown ones (0) are taken as mm, as all readers do."""
@@ -53,14 +60,19 @@ def study(data: bytes, limits: Limits, modality: Modality | None = None) -> Stud
     """The study in a .nii or .nii.gz file. Blocking.
 
     `modality` is what the sender knows; without it values that look like Hounsfield units make it a CT, and `OTHER` is
-    all that can be said of the rest. Raises ImageUnreadable and ImageTooLarge.
+    all that can be said of the rest. That they are HU is an assumption in any case, and a concern.
+
+    Raises ImageUnreadable and ImageTooLarge.
     """
-    if len(data) > limits.image_bytes:
-        raise ImageTooLarge(f"the file has {len(data)} bytes and at most {limits.image_bytes} are read", param="image")
+    if len(data) > limits.file_bytes:
+        raise ImageTooLarge(
+            f"the file has {len(data)} bytes and at most {limits.file_bytes} are read (limits.file_bytes)",
+            param="image",
+        )
     with refusals("the NIfTI file is damaged, cut short or of a kind that is not read"):
         file = _opened(data, limits)
         values, concerns = _values(file)
-        hounsfield = modality in (None, Modality.CT) and _looks_like_hounsfield(values)
+        hounsfield = _looks_like_hounsfield(values, modality)
         space = _volume(file, values, hounsfield)
         concerns += volume.judged(space) + _said(file, hounsfield, modality)
         kind = modality or (Modality.CT if hounsfield else Modality.OTHER)
@@ -160,9 +172,16 @@ def _whole(slice_: NDArray[Any]) -> NDArray[Any]:
     return slice_
 
 
-def _looks_like_hounsfield(values: volume.Values) -> bool:
+def _looks_like_hounsfield(values: volume.Values, modality: Modality | None) -> bool:
     low, high = float(values.min()), float(values.max())
-    return LEAST_AIR <= low <= MOST_AIR and LEAST_BONE <= high <= 32767
+    if modality is not None:
+        is_within = LOWEST_OF_CT[0] <= low <= LOWEST_OF_CT[1] and HIGHEST_OF_CT[0] <= high <= HIGHEST_OF_CT[1]
+        return modality is Modality.CT and is_within
+    if not (LOWEST[0] <= low <= LOWEST[1] and HIGHEST[0] <= high <= HIGHEST[1]):
+        return False
+    # Slice by slice: a mask of the whole volume would cost another copy of it.
+    air = sum(np.count_nonzero(((AIR[0] <= one) & (one <= AIR[1])) | (one == low)) for one in values)
+    return bool(air >= AIR_SHARE * values.size)
 
 
 def _volume(file: _File, values: volume.Values, hounsfield: bool) -> Volume:
@@ -185,7 +204,9 @@ def _said(file: _File, hounsfield: bool, modality: Modality | None) -> list[Conc
     found = [] if file.is_placed else [Concern.NO_GEOMETRY]
     if file.volumes > 1:
         found.append(Concern.FIRST_OF_SEVERAL_VOLUMES)
-    return found if hounsfield or modality not in (None, Modality.CT) else [*found, Concern.NOT_HOUNSFIELD]
+    if hounsfield:
+        return [*found, Concern.HOUNSFIELD_ASSUMED]
+    return found if modality not in (None, Modality.CT) else [*found, Concern.NOT_HOUNSFIELD]
 
 
 def _facts(file: _File, hounsfield: bool) -> tuple[tuple[str, str], ...]:

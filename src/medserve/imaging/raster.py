@@ -36,6 +36,9 @@ logging.getLogger("PIL").setLevel(logging.INFO)
 FORMATS = ("JPEG", "PNG", "TIFF", "WEBP", "BMP", "GIF")
 NAMES = "JPEG, PNG, TIFF, WebP, BMP or GIF"
 
+ONLY_FIRST = "only the first is read"
+"""How the note on a file of several frames ends."""
+
 DEPTHS = (8, 10, 12, 14, 16, 24, 32)
 """Bits in which scanners and exporters write grey values."""
 
@@ -66,6 +69,14 @@ def claims(head: bytes) -> bool:
     return head.startswith(_MARKS) or (head[:4] == b"RIFF" and head[8:12] == b"WEBP")
 
 
+def is_part(image: Image) -> bool:
+    """Whether the file holds more pages or frames than were read.
+
+    A JPEG's do not count: by CIPA DC-007 the first is the photograph, and the others are made from it.
+    """
+    return image.source.format != "JPEG" and any(note.endswith(ONLY_FIRST) for note in image.source.notes)
+
+
 async def read(data: bytes, limits: Limits) -> Image:
     """`decode` in a thread: the event loop does not wait for pixels."""
     return await in_thread(decode, data, limits)
@@ -80,7 +91,8 @@ def decode(data: bytes, limits: Limits) -> Image:
         raise ImageUnreadable(f"the picture is empty (0 bytes); send a {NAMES} file", param="image")
     if len(data) > limits.image_bytes:
         raise ImageTooLarge(
-            f"the picture has {len(data)} bytes and at most {limits.image_bytes} are read; send a smaller file",
+            f"the picture has {len(data)} bytes and at most {limits.image_bytes} are read; send a smaller file, "
+            "or raise limits.image_bytes",
             param="image",
         )
     with _refusals(), PIL.Image.open(BytesIO(data), formats=FORMATS) as file:
@@ -139,9 +151,9 @@ def _notes(file: PIL.Image.Image, limits: Limits) -> Iterator[str]:
     if file.format == "GIF":
         # A GIF's frames are found only by reading through them, and none but the first is used.
         if getattr(file, "is_animated", False):
-            yield "several frames: only the first is read"
+            yield f"several frames: {ONLY_FIRST}"
     elif (frames := _count(file, limits.image_frames)) > 1:
-        yield f"{frames} frames: only the first is read"
+        yield f"{frames} frames: {ONLY_FIRST}"
     if "icc_profile" in file.info:
         yield "colour profile not applied"
     if file.mode == "CMYK":

@@ -6,8 +6,8 @@ pixels on a grid of the same stride at 5x, 10x or 20x, at most 125 of them drawn
 Magnification means what it means there: 10x is 1 micrometre a pixel (`10 / mpp`), as in Google's EZ-WSI. The
 objective's own number is used only where a slide does not give its pixel spacing.
 
-Read are Aperio SVS and other tiled TIFF pyramids, Hamamatsu NDPI, and DICOM whole slides (a multi-frame file or a
-folder with the instances of one series). Label and macro images show a patient's name and number: they are never
+Read are Aperio SVS and other tiled TIFF pyramids, Hamamatsu NDPI, and DICOM whole slides (a multi-frame file, or
+several with the instances of one series). Label and macro images show a patient's name and number: they are never
 opened. Of a DICOM series only the instances that say VOLUME are shown to the native reader. Colours stay as stored.
 
 Everything here blocks, holds no file open between calls, and can be pickled, so that it may run in another process.
@@ -15,7 +15,7 @@ Everything here blocks, holds no file open between calls, and can be pickled, so
 
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from io import BytesIO
@@ -30,7 +30,7 @@ import pydicom
 from numpy.typing import NDArray
 from PIL import ImageDraw, ImageFont
 
-from medserve.errors import ImageError, ImageTooLarge, ImageUnreadable
+from medserve.errors import ImageError, ImageTooLarge, ImageUnreadable, MagnificationUnknown, NoTissue
 from medserve.images import Concern, Image, Modality, Source, Study
 from medserve.imaging import tiff, tissue
 from medserve.settings import Limits
@@ -98,18 +98,7 @@ files to be opened, and a stranger's file must not choose what this machine read
 _SLIDE_CLASS = b"1.2.840.10008.5.1.4.1.1.77.1.6"
 _CLASS_IN_META = re.compile(rb"\x02\x00\x02\x00UI[\x1e\x1f]\x00" + re.escape(_SLIDE_CLASS) + rb"\0?(?![.\d])")
 _TAGS = ("SOPClassUID", "SeriesInstanceUID", "ImageType", "Rows", "Columns", "NumberOfFrames")
-
-
-class NoTissue(ImageError):
-    """The slide shows glass, or too little tissue for a single patch."""
-
-    code = "no_tissue"
-
-
-class MagnificationUnknown(ImageError):
-    """The slide says neither how large its pixels are nor with which objective it was scanned."""
-
-    code = "magnification_unknown"
+_SIZES = ("Rows", "Columns", "NumberOfFrames", "SamplesPerPixel", "BitsAllocated")
 
 
 @dataclass(frozen=True)
@@ -211,14 +200,17 @@ def claims(head: bytes, path: Path | None) -> bool:
         return False
 
 
-def open_slide(path: Path, limits: Limits, mpp: float | None = None) -> Slide:
-    """The facts of the slide in a file or a folder of DICOM instances. Decodes no pixels.
+def open_slide(where: Path | Sequence[Path], limits: Limits, mpp: float | None = None) -> Slide:
+    """The facts of the slide in a file, a folder of DICOM instances, or several files of those. Decodes no pixels.
 
     `mpp`, micrometres a pixel of the first level, replaces what the slide says of it. Raises ImageUnreadable,
     ImageTooLarge, or ImageError for pixels that are not square; nothing else.
     """
     with _refusals():
-        files = _dicom_files(path) if path.is_dir() or _is_dicom_slide(_head(path)) else _tiff_file(path)
+        if isinstance(where, Path) and not where.is_dir() and not _is_dicom_slide(_head(where)):
+            files = _tiff_file(where)
+        else:
+            files = _dicom_files(_paths(where))
     with _opened(files) as source:
         slide = _facts(source, files, mpp)
     _check(slide, limits)
@@ -268,6 +260,30 @@ def _files(folder: Path) -> list[Path]:
     return found
 
 
+def _paths(where: Path | Sequence[Path]) -> list[Path]:
+    if isinstance(where, Path):
+        return _files(where) if where.is_dir() else [where]
+    if len(where) > FILES:
+        raise ImageTooLarge(f"there are more than {FILES} files; send one slide only", param="image")
+    return list(where)
+
+
+def check_whole(data: bytes) -> None:
+    """Refuse a DICOM slide without compression whose pixels are fewer than it declares.
+
+    For content whose file goes on behind its end (`lodging`), where the native reader would find black pixels. Of a
+    compressed one it finds no frames there, and says so. Raises ImageUnreadable.
+    """
+    with _refusals():
+        file = BytesIO(data)
+        facts = pydicom.dcmread(file, stop_before_pixels=True, specific_tags=list(_SIZES))
+        if facts.file_meta.TransferSyntaxUID.is_compressed:
+            return
+        bits = math.prod(int(facts.get(name, 1) or 1) for name in _SIZES)
+        if len(data) - file.tell() < bits // 8:
+            raise ImageUnreadable("the slide is cut short; export it again from the scanner's software", param="image")
+
+
 def _is_dicom_slide(head: bytes) -> bool:
     return head[128:132] == b"DICM" and _CLASS_IN_META.search(head) is not None
 
@@ -278,13 +294,9 @@ def _tiff_file(path: Path) -> tuple[Path, ...]:
     return (path,)
 
 
-def _dicom_files(path: Path) -> tuple[Path, ...]:
+def _dicom_files(paths: Sequence[Path]) -> tuple[Path, ...]:
     """The files of the one slide that are levels of its pyramid; not its label, its overview or its thumbnail."""
-    found = [
-        (file, _dicom_facts(file))
-        for file in (_files(path) if path.is_dir() else [path])
-        if _is_dicom_slide(_head(file))
-    ]
+    found = [(file, _dicom_facts(file)) for file in paths if _is_dicom_slide(_head(file))]
     levels = [(file, facts) for file, facts in found if "VOLUME" in (facts.get("ImageType") or ())]
     if not levels:
         raise ImageUnreadable(
@@ -292,7 +304,7 @@ def _dicom_files(path: Path) -> tuple[Path, ...]:
             param="image",
         )
     if len({str(facts.get("SeriesInstanceUID")) for _file, facts in levels}) > 1:
-        raise ImageUnreadable("the folder holds several slides; send one", param="image")
+        raise ImageUnreadable("the files are of several slides; send one", param="image")
     return tuple(file for file, _facts in levels)
 
 

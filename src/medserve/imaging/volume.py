@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from medserve.errors import ImageTooLarge, ImageUnreadable
 from medserve.images import Concern, Image, Modality, Source, Study, Volume
-from medserve.imaging import series, windows
+from medserve.imaging import series, square, windows
 from medserve.imaging.instance import Instance, numbers, texts
 from medserve.imaging.series import Series, Slice
 from medserve.settings import Limits
@@ -54,7 +54,16 @@ def of_series(found: Series, modality: Modality, limits: Limits) -> Study:
         rescales = [None] * len(rescales)
     values = _values(found.slices, rescales)
     space = _volume(found.slices, values, "HU" if hounsfield else "none")
-    return study(values, space, modality, concerns, inverted=first.is_inverted, bits=first.bits)
+    return study(
+        values,
+        space,
+        modality,
+        concerns,
+        hounsfield=hounsfield,
+        pixel=first.spacing(found.slices[0].frame),
+        inverted=first.is_inverted,
+        bits=first.bits,
+    )
 
 
 def study(
@@ -63,16 +72,19 @@ def study(
     modality: Modality,
     concerns: Sequence[Concern],
     *,
-    hounsfield: bool | None = None,
+    hounsfield: bool = False,
+    pixel: tuple[float, float] | None = None,
     inverted: bool = False,
     bits: int = 16,
     format_name: str = "DICOM",
 ) -> Study:
     """Pictures, labels and concerns of a volume's values [slices, rows, columns].
 
-    `hounsfield` says whether they are HU where there is no `volume` to tell.
+    Where there is no `volume` to tell, `hounsfield` says whether they are HU, and `pixel` how high and wide one is.
+    Pictures have square pixels; the volume stays as it was measured.
     """
-    in_hu = volume.unit == "HU" if volume is not None else bool(hounsfield)
+    in_hu = volume.unit == "HU" if volume is not None else hounsfield
+    pixel = volume.spacing[1:] if volume is not None else pixel
     concerns = list(concerns)
     low, high = float(values.min()), float(values.max())
     if low == high:
@@ -82,10 +94,16 @@ def study(
     indices = windows.chosen(len(values))
     if len(indices) < len(values):
         concerns.append(Concern.SLICES_LEFT_OUT)
-    source = Source(format_name, "HU" if in_hu else "grey", values.shape[2], values.shape[1], bits, len(values))
+    rows, columns = square.size(values.shape[1], values.shape[2], pixel)
+    is_square = (rows, columns) == values.shape[1:]
+    if not is_square:
+        concerns.append(Concern.RESAMPLED)
+    notes = () if is_square else (square.note(rows, columns),)
+    source = Source(format_name, "HU" if in_hu else "grey", values.shape[2], values.shape[1], bits, len(values), notes)
     images = []
     for index in indices:
-        pixels = windows.three_windows(values[index]) if in_hu else _grey(values[index], low, high, inverted)
+        plane = values[index] if is_square else square.values(values[index], rows, columns)
+        pixels = windows.three_windows(plane) if in_hu else _grey(plane, low, high, inverted)
         images.append(Image(pixels, source))
     return Study(
         images=tuple(images),

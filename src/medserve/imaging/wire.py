@@ -64,7 +64,28 @@ def packed(value: Any) -> Message:
     return Message(text, tuple(arrays))
 
 
-def unpacked(kind: type[T], text: bytes, payload: NDArray[np.uint8]) -> T:
+class File:
+    """A payload of `size` bytes in an open file, of which every piece that is taken is a copy of its own.
+
+    So a picture keeps no more memory alive than its own pixels, and the volume that came with it goes when it may.
+    """
+
+    def __init__(self, file: int, size: int) -> None:
+        self._file = file
+        self._size = size
+
+    def __len__(self) -> int:
+        return self._size
+
+    def __getitem__(self, piece: slice) -> NDArray[np.uint8]:
+        start, stop, _step = piece.indices(self._size)
+        return fetch(self._file, stop - start, start)
+
+
+Payload = NDArray[np.uint8] | File
+
+
+def unpacked(kind: type[T], text: bytes, payload: Payload) -> T:
     """The value of type `kind` in a message; raises Malformed, or what the type's own constructor raises."""
     try:
         plain = json.loads(text)
@@ -112,15 +133,15 @@ def write(message: Message, file: int) -> None:
                 memory.write(piece)
 
 
-def fetch(file: int, size: int) -> NDArray[np.uint8]:
-    """The first `size` bytes of an open file, as a copy that the other side cannot change; raises EOFError if it can't.
+def fetch(file: int, size: int, start: int = 0) -> NDArray[np.uint8]:
+    """`size` bytes of an open file from `start`, as a copy that the other side cannot change; raises EOFError.
 
     Not by way of memory: were the file made shorter meanwhile, that would end this process.
     """
     payload = np.empty(size, np.uint8)
     filled = 0
     while filled < size:
-        count = os.preadv(file, [payload.data[filled:]], filled)
+        count = os.preadv(file, [payload.data[filled:]], start + filled)
         if not count:
             raise EOFError
         filled += count
@@ -181,7 +202,7 @@ def _hints(kind: Any) -> dict[str, Any]:
 class _Builder:
     """Builds values by their declared types, and hands out the payload's arrays in the order in which they come."""
 
-    def __init__(self, payload: NDArray[np.uint8]) -> None:
+    def __init__(self, payload: Payload) -> None:
         self._payload = payload
         self._used = 0
 

@@ -6,11 +6,12 @@ hold a patient's number.
 """
 
 import re
-import tempfile
+import shutil
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+from medserve import scratch
 from medserve.errors import InvalidRequest, ReferenceRefused, SourceFailed
 from medserve.imaging.material import Material
 from medserve.references import dicomweb, web
@@ -39,11 +40,11 @@ def is_address(text: str) -> bool:
 @asynccontextmanager
 async def spool() -> AsyncIterator[Path]:
     """A folder that only this user can read, for what a request brings; it is removed with all that lies in it."""
-    holder = await in_thread(lambda: tempfile.TemporaryDirectory(prefix="medserve-", ignore_cleanup_errors=True))
+    folder = await in_thread(scratch.folder)
     try:
-        yield Path(holder.name)
+        yield folder
     finally:
-        await in_thread(holder.cleanup)
+        await in_thread(lambda: shutil.rmtree(folder, ignore_errors=True))
 
 
 @asynccontextmanager

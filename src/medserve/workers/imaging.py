@@ -12,12 +12,13 @@ import sys
 import tempfile
 import traceback
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from medserve.errors import ImageTooLarge, ImageUnreadable, MedserveError
-from medserve.imaging import formats, wire
+from medserve.imaging import formats, lodging, wire
 from medserve.imaging.isolation import MOST_REPLY, Failure, Order, Part, Reply
 from medserve.imaging.material import File
 from medserve.settings import Limits
@@ -34,6 +35,7 @@ def main() -> None:
     channel = socket.socket(fileno=int(sys.argv[1]))
     _end_with_parent()
     tempfile.tempdir = sys.argv[2]  # by itself it would try out folders, and writing is forbidden
+    lodging.prepare()
     confine(Path(sys.argv[2]))
     wire.send(channel, wire.packed(None).text)
     while True:
@@ -72,7 +74,8 @@ def answer(order: Order, file: int) -> Reply:
     """The reading, or why there is none; nothing is raised."""
     try:
         limits = Limits.model_validate_json(order.limits)
-        return Reply(reading=formats.read(_found(order.parts, file), limits, order.wanted))
+        reading = formats.read(_found(order.parts, file), limits, order.wanted)
+        return Reply(reading if order.wanted.volume else replace(reading, study=replace(reading.study, volume=None)))
     except MedserveError as error:
         return Reply(failure=Failure(error.code, error.message, error.param))
     except MemoryError:

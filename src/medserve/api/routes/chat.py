@@ -203,7 +203,7 @@ class Shown:
 
     async def parts(self, url: str, param: str) -> list[Part]:
         """A part of the conversation as the model reads it; of several pictures each is followed by its label."""
-        study = (await studies.read_one(url, self.settings, Wanted(), param)).study
+        study = (await studies.read_one(url, self.settings, Wanted(volume=False), param)).study
         self._pictures += len(study.images)
         if self._pictures > self.settings.limits.images:
             raise InvalidRequest(

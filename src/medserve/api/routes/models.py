@@ -22,6 +22,7 @@ class Model(BaseModel):
     error: str | None = None
     blind: str | None = None
     load_seconds: float | None = None
+    attempts: int = 0
     facts: dict[str, str] = {}
 
     @classmethod
@@ -35,6 +36,7 @@ class Model(BaseModel):
             error=status.error,
             blind=status.blind,
             load_seconds=status.load_seconds,
+            attempts=status.attempts,
             facts=dict(status.facts),
         )
 

@@ -1,25 +1,20 @@
 """Workflows over HTTP: a study in as files or as JSON, a report out."""
 
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
-from pathlib import Path
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, Field, TypeAdapter, ValidationError
-from starlette.exceptions import HTTPException
 
 from medserve import workflows
 from medserve.api import studies
 from medserve.api.access import ModelsOf, SettingsOf, held
-from medserve.api.bodies import JsonObject, Strict, checked, kind_of, read_json, request_body, schema_of
+from medserve.api.bodies import JsonObject, Strict
 from medserve.api.errors import LOOK_ERRORS, WORK_ERRORS, documented
 from medserve.api.streaming import while_connected
 from medserve.errors import InvalidRequest
 from medserve.generation import Sampling
 from medserve.imaging.intake import Wanted
 from medserve.reports import Report, as_text
-from medserve.settings import Limits
 from medserve.workflow import Workflow, examine
 
 router = APIRouter(tags=["workflows"])
@@ -72,11 +67,14 @@ class Chosen(Strict):
         return Sampling(temperature=self.temperature, seed=self.seed)
 
 
-class Order(Chosen):
-    """A study to be examined. `images` are its files: data URIs, base64 texts, or references that are allowed."""
+class Order(Chosen, studies.Sent):
+    """A study to be examined."""
 
-    images: Annotated[list[str], Field(min_length=1)]
     options: JsonObject = Field({}, description="what the workflow itself lets choose; GET it to see")
+
+    @property
+    def wishes(self) -> dict[str, Any]:
+        return self.options
 
 
 class Form(Chosen):
@@ -84,11 +82,9 @@ class Form(Chosen):
 
     options: Annotated[str, Field(description="a JSON object")] = "{}"
 
-
-def _form_schema() -> dict[str, Any]:
-    schema = schema_of(Form)
-    pictures = {"type": "array", "items": {"type": "string", "format": "binary"}, "minItems": 1}
-    return schema | {"properties": {"images": pictures, **schema["properties"]}, "required": ["images"]}
+    @property
+    def wishes(self) -> dict[str, Any]:
+        return _parsed(self.options)
 
 
 _OPTIONS = TypeAdapter(JsonObject)
@@ -110,15 +106,16 @@ async def show_workflow(name: str) -> WorkflowInfo:
     "/v1/workflows/{name}",
     response_model=Report,
     responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}, **documented(*WORK_ERRORS)},
-    openapi_extra=request_body({"application/json": schema_of(Order), "multipart/form-data": _form_schema()}),
+    openapi_extra=studies.bodies(Order, Form),
 )
 async def run_workflow(name: str, request: Request, models: ModelsOf, settings: SettingsOf) -> Response:
     """Examine a study and report on it: as JSON, or as text when `Accept: text/plain` asks for that."""
     workflow = workflows.find(name)
-    async with _received(request, settings.limits) as (chosen, options, given):
+    async with studies.received(request, settings.limits, Order, Form) as (chosen, given):
+        options = chosen.wishes
         workflow.chosen(options)
         handle = models.get(chosen.model)
-        reading = studies.read(given, settings, Wanted(workflow.modality))
+        reading = studies.read(given, settings, Wanted(workflow.modality, volume=workflow.measures))
         study = (await while_connected(request, reading)).study
     workflow.check(study)
     await while_connected(request, held(handle, settings))
@@ -126,25 +123,6 @@ async def run_workflow(name: str, request: Request, models: ModelsOf, settings: 
     if request.headers.get("accept", "").startswith("text/plain"):
         return Response(as_text(report) + "\n", media_type="text/plain; charset=utf-8")
     return Response(report.model_dump_json(), media_type="application/json")
-
-
-Received = tuple[Chosen, dict[str, Any], Sequence[str | Path]]
-"""What was chosen, the workflow's options, and the study's files as they came, to be decoded last of all."""
-
-
-@asynccontextmanager
-async def _received(request: Request, limits: Limits) -> AsyncIterator[Received]:
-    match kind_of(request):
-        case "application/json":
-            order = await read_json(request, Order)
-            yield order, order.options, order.images
-        case "multipart/form-data":
-            async with studies.form(request, limits) as form:
-                fields, files = studies.sorted_out(form, Form.model_fields)
-                chosen = checked(Form, fields)
-                yield chosen, _parsed(chosen.options), files
-        case _:
-            raise HTTPException(415, "send multipart/form-data with files named images, or application/json")
 
 
 def _parsed(options: str) -> dict[str, Any]:
