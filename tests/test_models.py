@@ -238,5 +238,5 @@ def test_the_two_model_names_must_differ() -> None:
 
 async def test_an_unknown_engine_is_refused_by_name() -> None:
     """With the engines that exist."""
-    with pytest.raises((ModelFailed, InvalidRequest), match="there are: .*scripted"):
+    with pytest.raises((ModelFailed, InvalidRequest), match=r"there are: .*scripted"):
         Models(Settings(models=(ModelSpec(name="x", engine="warp"),)))

@@ -1,4 +1,4 @@
-"""A recorded report runs again without a model: the recorded answers go through today's reading, cleaning and concluding."""
+"""A recorded report runs again without a model: its answers go through today's reading, cleaning and concluding."""
 
 from medserve import workflows
 from medserve.engines.scripted import Reply, Scripted

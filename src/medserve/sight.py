@@ -17,7 +17,7 @@ DRAWINGS = tuple(Path(__file__).parent / "demo" / name for name in ("sight-a.png
 QUESTION = "Describe the image."
 TOKENS = 8
 LIKENESS = 1e-6
-"""Log-probabilities closer than this count as the same: equal prompts differ by less, different pictures by far more."""
+"""Log-probabilities closer than this are the same: equal prompts differ by less, different pictures by far more."""
 
 
 @dataclass(frozen=True)

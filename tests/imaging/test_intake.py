@@ -149,11 +149,11 @@ async def test_a_dicom_slide_of_several_files_is_one_slide_whatever_holds_it(hol
     }
     wanted = Wanted(magnification=20)
     expected = await intake.reading([tmp_path], LIMITS, wanted)
+    assert (2, "20x, 5x") == (len(expected.study.images), dict(expected.study.facts)["levels"])
     for _time in range(2):
         found = await intake.reading(materials[holder], LIMITS, wanted)
         assert expected.study == found.study
         assert expected.overview == found.overview
-    assert ("2", "20x, 5x") == (str(len(found.study.images)), dict(found.study.facts)["levels"])
 
 
 async def test_a_shorter_slide_shows_nothing_of_the_one_before(tmp_path: Path) -> None:
@@ -279,12 +279,14 @@ async def test_the_real_files_open_and_look_right(folder: str) -> None:
     if not files:
         pytest.skip(f"../shared/data/{folder} is not here: real files that may not be shipped")
     for path in files:
-        if path.name == "liver_seg.dcm":  # a segmentation holds no picture
+        if path.name == "liver_seg.dcm":  # a segmentation only explains another picture
+            with pytest.raises(ImageUnreadable, match="holds no picture"):
+                await intake.read([path], LIMITS)
             continue
         study = await intake.read([path], LIMITS, Wanted(magnification=0.345 if "camelyon" in path.name else 0))
         usual = {Concern.FEW_SLICES} if folder in ("ct-abdomen", "mr-head") else set()
         assert (SHOWN[folder], SAID.get(path.name, usual)) == (study.modality, set(study.concerns)), path.name
         image = study.images[0]
         assert SIZES.get(path.name, SIZES.get(folder, (image.width, image.height))) == (image.width, image.height)
-        assert 20 < image.pixels.std() < 90, path.name
-        assert 200 < int(image.pixels.max()) - int(image.pixels.min()), path.name
+        assert 8 < image.pixels.std() < 90, path.name
+        assert 100 < int(image.pixels.max()) - int(image.pixels.min()), path.name

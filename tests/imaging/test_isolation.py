@@ -275,3 +275,12 @@ for name, deed in (
 
     assert {"read": "done", "link": "done"} == {name: how for name, how in outcomes.items() if how == "done"}
     assert "PermissionError" == outcomes["write"] == outcomes["change"] == outcomes["outside"] == outcomes["run"]
+
+
+@pytest.mark.parametrize(("load", "times"), [(0.0, 1.0), (2.0, 1.0), (5.0, 2.5), (100.0, 4.0)])
+def test_a_crowded_machine_gets_more_time(load: float, times: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A sound file is not called damaged because two cores have five programs to run."""
+    monkeypatch.setattr(os, "getloadavg", lambda: (load, load, load))
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+
+    assert times == isolation.crowding()

@@ -47,6 +47,10 @@ def shown(picture: str, question: str, late: bool = False) -> str:
 Lesson = Callable[[], Conversation]
 
 
+CHANCES = {"kind": 0.35, "tissue": 0.35, "border": 0.5, "size": 0.4, "colours": 3.0}
+"""How much more or less often than others a closed question is asked; colours took longest to be told."""
+
+
 class School:
     """Draws lessons from a pool of pictures; the same seed gives the same lessons."""
 
@@ -106,7 +110,7 @@ class School:
         """Several closed questions about one picture."""
         talk_, truth, picture = self.start(kind)
         asked = list(questions.about(kind))
-        chances = np.array([{"kind": 0.35, "tissue": 0.35, "border": 0.5, "size": 0.4, "colours": 3.0}.get(q.name, 1.0) for q in asked])
+        chances = np.array([CHANCES.get(question.name, 1.0) for question in asked])
         if kind == "dermoscopy":
             count = int(self.rng.integers(3, 8))
         else:

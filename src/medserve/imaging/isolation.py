@@ -47,6 +47,7 @@ SMALL = 10_000_000
 BYTES_PER_SECOND = 2_000_000
 """How slowly the rest of a sound file may be decoded; JPEG 2000 on a busy core does ten times as much."""
 MOST_SECONDS = 30.0
+MOST_CROWDED = 4.0
 MOST_REPLY = 2**30
 """Bytes of pixels in one reply: 125 patches of a slide are a third of this."""
 GROWN = 384 * 2**20
@@ -163,6 +164,14 @@ def budget(materials: Sequence[Material]) -> float:
     return min(MOST_SECONDS, LEAST_SECONDS + max(0, size - SMALL) / BYTES_PER_SECOND)
 
 
+def crowding() -> float:
+    """How much slower than alone a decoder runs now: programs that want a core, for each core; between 1 and 4.
+
+    Seconds on the clock are what a caller waits, but on a crowded machine a sound file must not be called damaged.
+    """
+    return min(MOST_CROWDED, max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1)))
+
+
 class Decoders:
     """The children, each with at most one file. Calls block, and may come from any thread."""
 
@@ -175,7 +184,7 @@ class Decoders:
 
     def read(self, materials: Sequence[Material], limits: Limits, wanted: Wanted) -> Reading:
         """One study; raises InvalidRequest with the reason when there is none."""
-        seconds = self._seconds or budget(materials)
+        seconds = self._seconds or budget(materials) * crowding()
         order = Order(tuple(_part(material) for material in materials), wanted, limits.model_dump_json(), seconds)
         with _nameless() as given, _nameless() as pixels:
             for material in materials:

@@ -91,8 +91,8 @@ def second_look(findings: Mapping[str, str]) -> str:
     """The question that sends the model back to the picture with what it has said so far."""
     return (
         f"These observations were made on this picture:\n{observations(findings)}\n\n"
-        "Compare each observation with the picture and say in one short sentence whether it is consistent or inconsistent. "
-        "Then name further clearly visible features that the list leaves out. "
+        "Compare each observation with the picture and say in one short sentence whether it is consistent or "
+        "inconsistent. Then name further clearly visible features that the list leaves out. "
         "Describe only what is visible, in plain sentences, and do not name a diagnosis."
     )
 
@@ -102,8 +102,8 @@ def classification(findings: Mapping[str, str], description: str) -> str:
     second = f"\n\nSecond look: {description}" if description else ""
     return (
         f"Observations of a skin lesion by dermoscopy:\n{observations(findings)}{second}\n\n"
-        "Which class fits best: MEL (melanoma), NV (melanocytic nevus), BCC (basal cell carcinoma) or BKL (benign keratosis)? "
-        "Answer with one code."
+        "Which class fits best: MEL (melanoma), NV (melanocytic nevus), BCC (basal cell carcinoma) or "
+        "BKL (benign keratosis)? Answer with one code."
     )
 
 
