@@ -1,18 +1,23 @@
 """What may be noticed about an answer, each with one name and one meaning; a flag is recorded and changes nothing."""
 
 from enum import StrEnum
+from typing import Self
 
 
-class Flag(StrEnum):
-    """A notice about an answer or a report. `meaning` says in words what raised it."""
-
-    def __new__(cls, name: str, meaning: str) -> "Flag":
-        flag = str.__new__(cls, name)
-        flag._value_ = name
-        flag.meaning = meaning
-        return flag
+class Notice(StrEnum):
+    """A name that stands in records; `meaning` says it in a sentence for the person who reads them."""
 
     meaning: str
+
+    def __new__(cls, name: str, meaning: str) -> Self:
+        notice = str.__new__(cls, name)
+        notice._value_ = name
+        notice.meaning = meaning
+        return notice
+
+
+class Flag(Notice):
+    """A notice about an answer or a report."""
 
     EMPTY = "empty", "the answer holds nothing but white space"
     TOO_SHORT = "too_short", "a description of fewer than 30 characters"

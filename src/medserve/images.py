@@ -4,12 +4,13 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import cached_property
 from hashlib import sha256
-from typing import Literal, Self
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from medserve.errors import ImageError
+from medserve.flags import Notice
 
 DECODING = "1"
 """Version of the rules that turn a file into pixels; part of every content hash, so that caches never mix versions."""
@@ -80,16 +81,8 @@ class Image:
         return hash(self.sha256)
 
 
-class Concern(StrEnum):
-    """What a reader of the report must know about a study's files; `meaning` says it in a sentence."""
-
-    meaning: str
-
-    def __new__(cls, value: str, meaning: str) -> Self:
-        member = str.__new__(cls, value)
-        member._value_ = value
-        member.meaning = meaning
-        return member
+class Concern(Notice):
+    """What a reader of the report must know about a study's files."""
 
     FEW_SLICES = "few_slices", "fewer than 5 slices: too few to judge a volume by"
     SLICES_LEFT_OUT = "slices_left_out", "more slices than the model takes: evenly spaced ones were chosen"
