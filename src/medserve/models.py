@@ -148,6 +148,8 @@ class ModelHandle:
         self._retry_at = self._clock() + min(seconds, MOST_RETRY_SECONDS)
 
     async def _load(self) -> Engine:
+        if self._engine is not None:
+            log.warning("model.crashed", model=self.name)  # nothing else ends an engine that was not dropped
         await self._drop()
         self._attempts += 1
         log.info("model.loading", model=self.name, engine=self.spec.engine, attempt=self._attempts)

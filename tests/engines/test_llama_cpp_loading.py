@@ -46,7 +46,7 @@ async def test_weights_that_do_not_exist(tmp_path: Path) -> None:
 
     assert type(error) is WeightsMissing
     assert "none.gguf does not exist" in error.message
-    assert "medserve pull" in error.message
+    assert "check the model's paths" in error.message
 
 
 async def test_no_path_at_all() -> None:

@@ -118,7 +118,7 @@ def _vision(spec: Spec, weights: Header) -> Vision:
 def _header(path: Path, role: str) -> Header:
     if not path.is_file():
         kind = ProjectorMissing if role == "projector" else WeightsMissing
-        raise kind(f"the {role} file {path.name} does not exist; check its path or fetch it with `medserve pull`")
+        raise kind(f"the {role} file {path.name} does not exist; check the model's paths in your settings")
     try:
         return gguf_header.read(path)
     except Malformed as error:
