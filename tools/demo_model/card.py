@@ -48,9 +48,9 @@ a field of blue and white bands and counts as both; nothing else counts as white
 
 `python -m tools.demo_model all`: seed {seed}, {looking} steps in which the tower alone learns to tell the
 attributes and what lies where, then {talking} steps of whole conversations, in {processes} process(es) of one thread
-each, bfloat16 arithmetic{minutes}. The rounds of the
-shipped weights were run one after another from their checkpoints, and the last one was added after an earlier measurement
-had shown the colours to be weak; what is measured below are other drawings, which no choice was made by.
+each, bfloat16 arithmetic{minutes}. The rounds of the shipped weights
+were run one after another from their checkpoints, and the last one was added after an earlier measurement had shown
+the colours to be weak; what is measured below are other drawings, which no choice was made by.
 
 ## What was measured
 
