@@ -1,7 +1,6 @@
 """Nothing is said about the model that this module did not measure on drawings unseen in training."""
 
 import json
-import math
 from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor
 from datetime import UTC, datetime
@@ -12,19 +11,12 @@ from typing import Any
 
 import torch
 
+from medserve.intervals import wilson
 from tools.demo_model import exam, pool, questions
 from tools.demo_model.engines import Candidate, ThroughLlama, ThroughTransformers
 from tools.demo_model.exam import Gallery, Item, Paper
 
 SIDE, LARGE = 256, 512
-
-
-def wilson(right: float, count: int) -> tuple[float, float]:
-    """The 95 % interval of a share, after Wilson."""
-    z, share = 1.959964, right / count
-    middle = share + z * z / (2 * count)
-    spread = z * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
-    return tuple(min(max((middle + s * spread) / (1 + z * z / count), 0.0), 1.0) for s in (-1, 1))  # type: ignore[return-value]
 
 
 def marked(paper: Paper, candidate: Candidate) -> dict[str, Any]:

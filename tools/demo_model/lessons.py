@@ -57,8 +57,8 @@ class School:
     def __init__(self, pool: Pool, rng: Rng) -> None:
         self.pool, self.rng = pool, rng
         self.about_pictures: dict[str, tuple[float, Lesson]] = {
-            "lesion": (0.36, lambda: self.closed("dermoscopy")),
-            "second look": (0.26, self.second_look),
+            "lesion": (0.40, lambda: self.closed("dermoscopy")),
+            "second look": (0.24, self.second_look),
             "histology": (0.04, lambda: self.closed("histology")),
             "CT": (0.07, lambda: self.closed("CT")),
             "chest": (0.04, lambda: self.closed("chest X-ray")),

@@ -69,10 +69,8 @@ class Plan:
     seed: int = 11
     rounds: tuple[Round, ...] = (
         Round(1400, first=1.0, last=0.7, pictures=20),
-        Round(1400, first=0.8, last=0.15, pictures=20),
-        Round(600, first=0.6, last=0.2, pictures=20),
-        Round(1400, first=0.9, last=0.01, pictures=8, lessons=10, texts=7),
-        Round(420, first=0.4, last=0.01, pictures=8, lessons=12, texts=3),
+        Round(1700, first=0.8, last=0.15, pictures=20),
+        Round(2000, first=0.9, last=0.005, pictures=8, lessons=11, texts=5),
     )
     piles: int = 3  # a step's lessons are sorted by length and cut into so many batches
     peak: float = 1.5e-3
