@@ -19,7 +19,7 @@ INPUTS := pyproject.toml constraints.txt
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install demo serve test check format docs hostile bench train-tools constraints clean
+.PHONY: help install demo serve test check format docs hostile fuzz bench train-tools constraints clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## */\1\t/' | while IFS="$$(printf '\t')" read -r name text; do \
@@ -53,10 +53,15 @@ docs: $(VENV)/.installed-test  ## write docs/commands.md again from the commands
 hostile: $(VENV)/.installed-test  ## read 10000 hostile files and write docs/hostile-input.md's result again
 	nice $(BIN)/python -m tests.hostile --count 10000 --seed 1 --page docs/hostile-input.md
 
+fuzz: $(VENV)/.installed-test  ## send 20000 generated requests and write docs/api-fuzzing.md's result again
+	nice $(BIN)/python -m tests.fuzz --cases 20000 --seed 1 --page docs/api-fuzzing.md
+
 bench: export OMP_NUM_THREADS := 1
-bench: $(VENV)/.installed-test  ## measure what docs/performance.md tells: dermoscopy and imaging
+bench: $(VENV)/.installed-test  ## measure what docs/performance.md tells: dermoscopy, imaging, gateway, overload
 	$(BIN)/python -m benchmarks.dermoscopy
 	$(BIN)/python -m benchmarks.imaging
+	$(BIN)/python -m benchmarks.gateway
+	$(BIN)/python -m benchmarks.overload
 
 train-tools: $(VENV)/.installed-train  ## install what tools/demo_model needs to train (torch: 1 GB and more)
 
@@ -66,7 +71,7 @@ constraints: $(BIN)/python  ## pin again: write constraints.txt from pyproject.t
 	{ echo "# Written by \`make constraints\`: the versions that were tested."; \
 	  $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --extra test --extra train \
 	    --no-annotate --no-header --no-emit-index-url --no-emit-find-links pyproject.toml \
-	    | grep -vE '^(cuda|nvidia|triton)'; } > constraints.new
+	    | grep -vE '^(cuda|triton|nvidia-[a-ln-z])'; } > constraints.new
 	mv constraints.new constraints.txt
 
 clean:  ## remove .venv, caches and built files

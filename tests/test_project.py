@@ -12,6 +12,7 @@ from packaging.utils import canonicalize_name
 from PIL import Image
 
 import medserve
+from tests.required import need
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -22,6 +23,28 @@ PAGES = [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")]
 def pins() -> list[Requirement]:
     lines = (ROOT / "constraints.txt").read_text().splitlines()
     return [Requirement(line) for line in lines if line and not line.startswith("#")]
+
+
+@pytest.mark.parametrize(
+    ("environment", "outcome"),
+    [
+        ({}, pytest.skip.Exception),
+        ({"CI": "true"}, pytest.fail.Exception),
+        ({"CI": "true", "CI_WITHOUT_SERVERS": "true"}, pytest.skip.Exception),
+    ],
+)
+def test_a_test_whose_server_is_missing_fails_in_ci(
+    environment: dict[str, str], outcome: type[BaseException], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """There nobody reads what was skipped; a developer's machine need not have every server."""
+    for name in ("CI", "CI_WITHOUT_SERVERS"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+
+    need(True, "there")
+    with pytest.raises(outcome, match="apt install"):
+        need(False, "not there: apt install it")
 
 
 def test_the_changelog_has_a_section_for_this_version() -> None:

@@ -44,12 +44,27 @@ class Flag(Notice):
     BLIND = "blind", "the engine counted no image tokens for a question about a picture"
     LABEL_DISAGREEMENT = (
         "label_disagreement",
-        "the class in words is not the one that the model's own probabilities favour",
+        "the answer in words is not the one that its probabilities favour",
     )
     LOW_LABEL_MASS = (
         "low_label_mass",
         "the labels have less than half of the probability together: the model wanted to answer something else",
     )
+    NOT_ASSESSABLE = "not_assessable", "the picture is not what the workflow takes: nothing was concluded from it"
+    DOMAIN_DOUBT = "domain_doubt", "something speaks against the picture being what the workflow takes"
+    INDETERMINATE = "indeterminate", "no answer was probable enough for the threshold that was asked for"
+    PICTURE_IGNORED = "picture_ignored", "a control gave the same answer without the picture, or with another one"
+    WORDING_MATTERS = "wording_matters", "the same question in other words was answered otherwise"
+    MEASUREMENT_DISAGREEMENT = "measurement_disagreement", "what the model says and what was measured do not agree"
+    OUTSIDE_PICTURE = "outside_picture", "a box of the model's lies outside the picture, or is none"
+    SAME_PICTURE = "same_picture", "the prior and the current film are the same picture: nothing can have changed"
+    MARK_DISAGREEMENT = (
+        "mark_disagreement",
+        "a result's printed mark and its printed reference range do not agree, or one of them was misread",
+    )
+    UNMEASURED = "unmeasured", "the files hold no voxels in known units: nothing could be measured"
+    INCOMPLETE = "incomplete", "something that was asked for is missing in the answer"
+    HARD_TO_READ = "hard_to_read", "the text for the patient is harder than the reading level that was asked for"
     DEMONSTRATION = (
         "demonstration",
         "made by the demonstration model, which knows drawings only: without clinical meaning",

@@ -115,6 +115,7 @@ class Concern(Notice):
     SMALLER_THAN_PATCH = "smaller_than_patch", "the slide is smaller than one patch: the rest of the patch is white"
     UNUSUAL_MAGNIFICATION = "unusual_magnification", "the model was trained on slides at 5x, 10x and 20x only"
     WRONG_MODALITY = "wrong_modality", "the files say that the picture was made in another way than the workflow is for"
+    MODALITY_STATED = "modality_stated", "the pictures do not say how they were made: the sender's word was taken"
     MAGNIFICATION_UNCERTAIN = "magnification_uncertain", "pixel size unknown, or at odds with the objective"
 
 
@@ -170,13 +171,26 @@ class Volume:
 
 
 @dataclass(frozen=True)
+class Overview:
+    """The whole that a study's pictures are parts of, made small, and where each of them lies in it.
+
+    `places` are (left, top, right, bottom) in pixels of `picture` and fractions of them, one a part, in their order. A
+    part may go on beyond the border.
+    """
+
+    picture: Image
+    places: tuple[tuple[float, float, float, float], ...]
+
+
+@dataclass(frozen=True)
 class Study:
     """The pictures of one examination, in reading order; never a name, number or date of a person.
 
     `labels` are texts that follow each image in a prompt ("SLICE 3"), one an image or none at all. `spacing` is
     (between slices, down, across) in millimetres where the files say it. `concerns` are what the study is flagged for
     and `facts` what its files say about themselves (name, value), without identity. Of a CT or MR series `volume` holds
-    all voxels, and `slices` which of its slices each image shows, counted from 0.
+    all voxels, and `slices` which of its slices each image shows, counted from 0. Of the patches of a slide `overview`
+    shows where they lie.
     """
 
     images: tuple[Image, ...]
@@ -187,6 +201,7 @@ class Study:
     facts: tuple[tuple[str, str], ...] = ()
     volume: Volume | None = field(default=None, compare=False, repr=False)
     slices: tuple[int, ...] = ()
+    overview: Overview | None = field(default=None, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         if not self.images:
@@ -195,6 +210,8 @@ class Study:
             raise ImageError("a study has one label a picture or none", param="labels")
         if self.slices and len(self.slices) != len(self.images):
             raise ImageError("a study has one slice number a picture or none", param="slices")
+        if self.overview and len(self.overview.places) != len(self.images):
+            raise ImageError("an overview has one place a picture", param="overview")
 
     @property
     def sha256(self) -> str:

@@ -1,11 +1,13 @@
 """Everything that can be set, read once from the environment (MEDSERVE_...) or a TOML file, and valid or refused."""
 
 import os
+import re
 from functools import cache
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
 
 from medserve import addresses
@@ -16,8 +18,23 @@ DEMO = Path(__file__).parent / "demo"
 
 def _model_name(name: str) -> str:
     if not name or not all(character.isalnum() or character in "._:-/" for character in name):
-        raise ValueError(f"a model name holds letters, digits and . _ : - / only, not {name!r}")
+        raise ValueError("a model name holds letters, digits and . _ : - / only")
+    if {"", ".", ".."} & set(name.split("/")):  # clients and proxies take such segments out of an address
+        raise ValueError("a model name has a word before, between and after its slashes, and none is . or ..")
     return name
+
+
+def _origin(text: str) -> str:
+    if not re.fullmatch(r"[a-z][a-z0-9+.-]*://(\[[0-9a-f:.]+\]|[a-z0-9._-]+)(:[0-9]{1,5})?", text):
+        raise ValueError(
+            "an origin is named in full and small letters, without a path, such as https://pages.example.org; "
+            "there is no way to allow every page"
+        )
+    return text
+
+
+def _network(text: str) -> str:
+    return str(ip_network(text, strict=False))
 
 
 class ModelSpec(BaseModel):
@@ -39,6 +56,12 @@ class ModelSpec(BaseModel):
     waiting: Annotated[int, Field(ge=0, le=10_000, description="requests that may wait for a slot")] = 64
     threads: Annotated[int, Field(ge=1, le=512)] | None = None
     resample: Literal["bilinear", "bicubic"] = "bilinear"
+    pinned: Annotated[bool, Field(description="never unloaded, neither when idle nor to make room")] = False
+    preload: Annotated[bool, Field(description="load at the start, not when it is first asked")] = False
+    idle_seconds: Annotated[float, Field(ge=0, description="unused for so long, it is unloaded; 0: never")] | None = (
+        None
+    )
+    memory_bytes: Annotated[int, Field(ge=1, description="what it takes, where the estimate is wrong")] | None = None
     reuse: Annotated[bool, Field(description="reuse the work on pictures seen before; False is for measuring")] = True
     replies: tuple[str, ...] = ()
 
@@ -72,8 +95,26 @@ class Limits(BaseModel):
     answer_seconds: Annotated[float, Field(gt=0, description="longest wait for one answer")] = 1800.0
     load_seconds: Annotated[float, Field(gt=0, description="longest time that a model may take to load")] = 600.0
     retry_seconds: Annotated[float, Field(gt=0, description="from a failed load until a request tries again")] = 60.0
+    idle_seconds: Annotated[
+        float, Field(ge=0, description="a model unused for so long is unloaded; 0: never; a model may say otherwise")
+    ] = 0.0
+    memory_bytes: (
+        Annotated[
+            int, Field(ge=1, description="what all loaded models may take together; without it, what the machine has")
+        ]
+        | None
+    ) = None
     hold_seconds: Annotated[float, Field(gt=0, description="longest that a request waits for a loading model")] = 60.0
     fetch_seconds: Annotated[float, Field(gt=0, description="longest time to fetch one reference")] = 60.0
+    request_seconds: Annotated[float, Field(gt=0, description="longest time to receive one request's body")] = 120.0
+    drain_seconds: Annotated[float, Field(ge=0, description="how long a stopping service lets answers end")] = 30.0
+    jobs: Annotated[int, Field(ge=1, description="jobs that may wait; beyond it the caller is told to come again")] = (
+        1000
+    )
+    job_workers: Annotated[int, Field(ge=1, le=64, description="jobs at work at once")] = 2
+    job_seconds: Annotated[float, Field(gt=0, description="longest time that one job may work")] = 24 * 3600.0
+    job_days: Annotated[float, Field(gt=0, description="how long an ended job and its result are kept")] = 7.0
+    batch_items: Annotated[int, Field(ge=1, description="items of one batch")] = 10_000
 
 
 class DicomWeb(BaseModel):
@@ -120,6 +161,48 @@ class Settings(BaseSettings):
         Field(description="where addresses of pictures may lead: https://host/folder/; nowhere unless told"),
     ] = ()
     dicomweb: Annotated[tuple[DicomWeb, ...], Field(description="DICOMweb servers that may be fetched from")] = ()
+    home: Annotated[
+        Path,
+        Field(
+            default_factory=lambda: Path.home() / ".local" / "share" / "medserve",
+            description="where jobs, keys and calibrations are kept; only this user may read it",
+        ),
+    ]
+    workflows: Annotated[
+        Path | None,
+        Field(description="folder of workflow files (*.yaml); without it `workflows` in `home`"),
+    ] = None
+    database: Annotated[
+        str, Field(description="sqlite:///FILE or postgresql://USER@HOST/NAME; without it a SQLite file in `home`")
+    ] = ""
+    origins: Annotated[
+        tuple[Annotated[str, AfterValidator(_origin)], ...],
+        Field(description="web pages of other origins that may call, such as https://pages.example.org"),
+    ] = ()
+    key: Annotated[SecretStr, Field(description="what commands such as ps show to a service that asks for keys")] = (
+        SecretStr("")
+    )
+    admin_key_file: Annotated[
+        Path | None, Field(description="a file that holds one more key, for admin; such as a container's secret")
+    ] = None
+    proxies: Annotated[
+        tuple[Annotated[str, AfterValidator(_network)], ...],
+        Field(description="reverse proxies (IP addresses or networks) that are believed for whom they ask"),
+    ] = ()
+    tls_in_front: Annotated[
+        bool, Field(description="a proxy in front speaks TLS; browsers are told to use nothing else")
+    ] = False
+    catalogue: Annotated[
+        Path | None, Field(description="folder of pictures, with a CSV of what is known of them, for /api/list-images")
+    ] = None
+    otlp_endpoint: Annotated[
+        str,
+        Field(
+            default_factory=lambda: os.environ.get("OTEL_EXPORTER_OTLP_ENDPOINT", ""),
+            description="where OpenTelemetry traces go, such as http://127.0.0.1:4318; "
+            "OTEL_EXPORTER_OTLP_ENDPOINT, which other programs read too, where it is not set",
+        ),
+    ]
     log_level: Literal["debug", "info", "warning", "error"] = "info"
 
     @model_validator(mode="after")
@@ -134,7 +217,14 @@ class Settings(BaseSettings):
         servers = [server.name for server in self.dicomweb]
         if len(set(servers)) != len(servers):
             raise ValueError(f"two DICOMweb servers share a name: {servers}")
+        if self.workflows is not None and not self.workflows.is_dir():
+            raise ValueError("workflows names no folder")
         return self
+
+    @property
+    def workflow_folder(self) -> Path:
+        """Where workflow files lie; the folder in `home` need not exist."""
+        return self.workflows or self.home / "workflows"
 
     @property
     def default(self) -> str:
