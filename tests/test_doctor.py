@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from medserve import doctor
+from medserve import doctor, machine
 from medserve.doctor import GIB, examine_machine
-from medserve.settings import ModelSpec, Settings
+from medserve.settings import DEMO_MODEL, ModelSpec, Settings
 
 
 def checks(*models: ModelSpec) -> dict[str, doctor.Check]:
@@ -25,27 +25,37 @@ def test_a_machine_that_can_run_medserve_is_in_order() -> None:
 
 def test_missing_weights_are_named(tmp_path: Path) -> None:
     """Each file that is not there, and only those."""
-    there = tmp_path / "there.gguf"
-    there.write_bytes(bytes(2**20))
-    found = checks(ModelSpec(name="a", path=there), ModelSpec(name="b", path=there, projector=tmp_path / "gone.gguf"))
+    assert DEMO_MODEL.path is not None
+    there = DEMO_MODEL.path
+    found = checks(DEMO_MODEL, ModelSpec(name="b", path=there, projector=tmp_path / "gone.gguf"))
+    good = found[f"model {DEMO_MODEL.name}"]
 
-    assert (True, "1.0 MiB of weights for the llama-cpp engine") == (found["model a"].good, found["model a"].words)
+    assert good.good
+    assert "runs on the llama-cpp engine" in good.words
+    assert "weights 3 MiB, vision 2 MiB" in good.words
     assert not found["model b"].good
     assert "gone.gguf" in found["model b"].words
-    assert "there.gguf" not in found["model b"].words
+    assert there.name not in found["model b"].words
+
+
+def test_weights_that_are_no_model_are_found(tmp_path: Path) -> None:
+    """Without loading them."""
+    (tmp_path / "zeros.gguf").write_bytes(bytes(2**20))
+    found = checks(ModelSpec(name="a", path=tmp_path / "zeros.gguf"))["model a"]
+
+    assert not found.good
+    assert "not a whole GGUF file" in found.words
 
 
 def test_a_containers_memory_counts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """What the container may use, not what the machine has; without a limit, the machine's."""
-    limit = tmp_path / "memory.max"
-    monkeypatch.setattr(doctor, "CGROUP_LIMIT", limit)
-    machine = doctor.memory()
-    limit.write_text("max\n")
-    unlimited = doctor.memory()
-    limit.write_text(f"{GIB}\n")
+    """What a container may use is what is told, not what the machine has."""
+    (tmp_path / "membership").write_text("0::/\n")
+    (tmp_path / "memory.max").write_text(f"{GIB}\n")
+    monkeypatch.setattr(machine, "MEMBERSHIP", tmp_path / "membership")
+    monkeypatch.setattr(machine, "CGROUPS", tmp_path)
 
-    assert (machine, GIB) == (unlimited, doctor.memory())
-    assert "the demonstration model" in checks(ModelSpec(name="a", engine="scripted"))["memory"].words
+    said = checks(ModelSpec(name="a", engine="scripted"))["memory"].words
+    assert ("1.0 GiB", True) == (said[:7], "the demonstration model" in said)
 
 
 def test_a_missing_engine_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,15 +3,17 @@
 import os
 import platform
 import shutil
-from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from medserve import machine
+from medserve.errors import ModelFailed
+from medserve.hub import fitting, picking
+from medserve.hub.store import Pulled, Store
 from medserve.settings import ModelSpec, Settings
 
 GIB = 2**30
-CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
 NEEDED_FOR_MEDGEMMA = 6 * GIB
 """Memory from which MedGemma 4B is recommended.
 
@@ -30,8 +32,19 @@ class Check:
 
 
 def examine_machine(settings: Settings) -> list[Check]:
-    """All checks, the general ones first, then one for each declared model."""
-    return [_python(), _processor(), _memory(), _disk(), _engine(), *(_model(spec) for spec in settings.models)]
+    """All checks, the general ones first, then one for each declared or pulled model."""
+    kept = Store(settings.home).kept()
+    pulled = {model.name: model for model in kept.models}
+    return [
+        _python(),
+        _processor(),
+        _memory(),
+        _disk(),
+        _engine(),
+        _hub(),
+        *(Check("pulled models", False, fault) for fault in kept.faults),
+        *(_model(spec, pulled.get(spec.name), settings) for spec in settings.models),
+    ]
 
 
 def _python() -> Check:
@@ -44,17 +57,9 @@ def _processor() -> Check:
 
 
 def _memory() -> Check:
-    total = memory()
+    total = machine.memory_total()
     fits = "the demonstration model" if total < NEEDED_FOR_MEDGEMMA else "MedGemma 4B as Q4 GGUF (needs about 4 GiB)"
     return Check("memory", total > GIB / 2, f"{total / GIB:.1f} GiB; enough for {fits}")
-
-
-def memory() -> int:
-    """Bytes of memory that this process may use: the machine's, or less inside a container."""
-    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    with suppress(OSError, ValueError):  # there is no such file, or it says "max"
-        total = min(total, int(CGROUP_LIMIT.read_text()))
-    return total
 
 
 def _disk() -> Check:
@@ -73,12 +78,32 @@ def _engine() -> Check:
         return Check("llama.cpp engine", False, "xllamacpp is not installed; run: pip install medserve")
 
 
-def _model(spec: ModelSpec) -> Check:
+def _hub() -> Check:
+    """Never an obstacle: MedGemma's GGUF files need no token. The token itself is not shown."""
+    from medserve.hub.remote import Hub  # the client takes a while to import
+
+    hub = Hub()
+    token = "a token is there" if hub.has_token else "no HF_TOKEN, which only repositories behind terms need"
+    return Check("model hub", True, f"{hub.endpoint}; {token}; downloads go to {hub.cache}")
+
+
+def _model(spec: ModelSpec, pulled: Pulled | None, settings: Settings) -> Check:
     what = f"model {spec.name}"
     if spec.path is None:
         return Check(what, True, f"runs on the {spec.engine} engine without files of its own")
     files = [path for path in (spec.path, spec.projector) if path is not None]
-    if missing := [str(path) for path in files if not path.is_file()]:
-        return Check(what, False, f"not there: {' and '.join(missing)}; check the paths in your settings")
-    size = sum(path.stat().st_size for path in files)
-    return Check(what, True, f"{size / 2**20:.1f} MiB of weights for the {spec.engine} engine")
+    if missing := [str(path) for path in files if not path.exists()]:
+        mend = f"pull it again: medserve pull {pulled.repo}" if pulled and pulled.repo else "check the paths"
+        return Check(what, False, f"not there: {' and '.join(missing)}; {mend}")
+    try:
+        picking.runnable(spec)
+        choice = picking.choose(spec)
+        held = f"runs on the {spec.engine} engine" + (f": {choice.reason}" if choice.engine == spec.engine else "")
+        if spec.engine != "llama-cpp":
+            return Check(what, True, held)
+        need = fitting.need_of(spec)
+    except ModelFailed as error:
+        return Check(what, False, error.message)
+    choices = pulled.choices if pulled else ()
+    words = fitting.misfit(need.total, fitting.room(settings), need.weights, choices)
+    return Check(what, words is None, f"{held}; takes {need.words}" + (f"; {words}" if words else ""))

@@ -2,9 +2,12 @@
 
 import asyncio
 from base64 import b64encode
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from math import ceil
+from statistics import fmean
+from time import monotonic
 
 from medserve.errors import ModelBusy
 from medserve.images import Image
@@ -12,6 +15,7 @@ from medserve.imaging.preprocess import VisionInput, prepare
 from medserve.threads import in_thread
 
 KEPT_PICTURE_BYTES = 256 * 2**20
+REMEMBERED_ANSWERS = 16
 
 
 class Places:
@@ -22,22 +26,65 @@ class Places:
     """
 
     def __init__(self, slots: int, waiting: int) -> None:
+        self._slots = slots
         self._room = slots + waiting
         self._inside = 0
+        self._begun: dict[object, float] = {}
+        self._recent: deque[float] = deque(maxlen=REMEMBERED_ANSWERS)
         self._free = asyncio.Semaphore(slots)
         self._turns: dict[str, tuple[asyncio.Lock, int]] = {}
 
     @asynccontextmanager
     async def one(self, kin: str | None) -> AsyncIterator[None]:
         """A place for as long as the context lasts; raises ModelBusy when there is no room left to wait in."""
-        if self._inside >= self._room:
-            raise ModelBusy(f"{self._inside} requests are being answered or waiting; try again in a moment")
+        self.refuse_full()
         self._inside += 1
         try:
-            async with self._turn(kin), self._free:
+            async with self._turn(kin), self._free, self._timed():
                 yield
         finally:
             self._inside -= 1
+
+    def refuse_full(self) -> None:
+        """Raise ModelBusy when there is no room left to wait in."""
+        if self._inside < self._room:
+            return
+        wait = self.seconds(self.waiting + 1)
+        raise ModelBusy(
+            f"{self.answering} requests are being answered and {self.waiting} wait, as many as may"
+            + (f"; come again in about {ceil(wait)} seconds" if wait else "; come again later"),
+            retry_after=wait,
+        )
+
+    @property
+    def answering(self) -> int:
+        """How many requests are being answered."""
+        return len(self._begun)
+
+    @property
+    def waiting(self) -> int:
+        """How many wait to be answered."""
+        return self._inside - len(self._begun)
+
+    def seconds(self, position: int) -> float | None:
+        """How long the request at this position of the queue, 1 for the first, is likely to wait for its place.
+
+        The latest answers say how long one takes; while there is none, those that run do, which have taken as long as
+        they have. None where nothing is known.
+        """
+        now = monotonic()
+        known = [*self._recent] or [now - begun for begun in self._begun.values()]
+        return fmean(known) * position / self._slots if known else None
+
+    @asynccontextmanager
+    async def _timed(self) -> AsyncIterator[None]:
+        mark = object()
+        self._begun[mark] = monotonic()
+        try:
+            yield
+            self._recent.append(monotonic() - self._begun[mark])  # one that was left early tells nothing
+        finally:
+            del self._begun[mark]
 
     @asynccontextmanager
     async def _turn(self, kin: str | None) -> AsyncIterator[None]:

@@ -1,9 +1,18 @@
 """A child process that says when it is ready, tells why when it is not, and is gone when we are.
 
-The protocol has three lines. The parent writes one JSON line, what to load, and then keeps the child's standard input
-open. The child answers with one JSON line on its standard output, `{"ready": {...}}` with facts or
-`{"error": {"code": ..., "message": ...}}`. When its standard input ends, because the parent closed it or died however
-suddenly, the child ends too.
+The protocol is of JSON lines. The parent writes one, what to load, and then keeps the child's standard input open. On
+its standard output the child may say how it goes, any number of times,
+
+    {"progress": {"stage": "reading the weights", "reads": 3000000}}
+
+where `reads` is how many bytes of files this stage will read, which the parent then watches; or `"done": 0.4`, where
+the child knows that itself. Before it takes memory it may say how much, once or several times,
+
+    {"need": {"memory_bytes": 4000000000}}
+
+and then waits for any line from the parent, which comes when there is room. Its last line is `{"ready": {...}}` with
+facts, or `{"error": {"code": ..., "message": ...}}`. When its standard input ends, because the parent closed it or died
+however suddenly, the child ends too.
 """
 
 import asyncio
@@ -15,21 +24,60 @@ import sys
 from collections import deque
 from collections.abc import Mapping
 from contextlib import suppress
+from contextvars import ContextVar
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
-from medserve import scratch
+from medserve import machine, scratch
 from medserve.errors import ModelFailed, by_code
+from medserve.threads import in_thread
 
 HERE = Path(__file__).parent.parent
 """Where this very package was imported from; its workers must come from there too."""
 GRACE_SECONDS = 5.0
 TAIL_LINES = 200
 LINE_BYTES = 2**20
+SAMPLE_SECONDS = 0.2
+"""How often it is looked how far a child has read."""
 ENVIRONMENT = re.compile(
     r"PATH|HOME|LANG|LC_ALL|TMPDIR|PYTHONPATH|VIRTUAL_ENV|LD_LIBRARY_PATH|DYLD_.*|CUDA_.*|NVIDIA_.*|HIP_.*|ROCR_.*|GGML_.*"
 )
 """What a child inherits. A list of what is allowed, because keys and tokens have names that nobody can foresee."""
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a load is: what is being done now, and how much of that is done, 0 to 1; None where nobody can know."""
+
+    stage: str
+    done: float | None = None
+
+
+class Onlooker(Protocol):
+    """Who is told how a load goes, and is asked for the memory it takes."""
+
+    def progress(self, progress: Progress) -> None: ...
+
+    async def make_room(self, memory_bytes: int) -> None:
+        """Return once so many bytes may be taken in all; raises ModelError when they may not."""
+        ...
+
+
+ONLOOKER: ContextVar[Onlooker | None] = ContextVar("onlooker", default=None)
+"""Of the load that runs in this task. An engine that starts no child of ours uses `tell` and `make_room` itself."""
+
+
+def tell(progress: Progress) -> None:
+    """Say how the load in this task goes, to whoever wants to know."""
+    if onlooker := ONLOOKER.get():
+        onlooker.progress(progress)
+
+
+async def make_room(memory_bytes: int) -> None:
+    """Return once the load in this task may take so much memory; raises ModelError when it may not."""
+    if onlooker := ONLOOKER.get():
+        await onlooker.make_room(memory_bytes)
 
 
 class Child:
@@ -81,34 +129,35 @@ class Child:
         return f"was ended by signal {-status}" if status < 0 else f"ended with status {status}"
 
     async def stop(self, *, grace: float = GRACE_SECONDS) -> None:
-        """End the child, with force if it takes longer than `grace` seconds, and remove its directory."""
+        """End the child and remove its directory; with force if it takes longer than `grace` seconds, or the caller
+        is cancelled."""
         if self._process.stdin is not None:
             self._process.stdin.close()
         try:
-            async with asyncio.timeout(grace):
-                await self.ended()
-        except TimeoutError:
-            with suppress(ProcessLookupError):
-                self._process.kill()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(grace):
+                    await self.ended()
+            self._kill()
             await self.ended()
         finally:
+            self._kill()
             self._listener.cancel()
             shutil.rmtree(self.directory, ignore_errors=True)
 
+    def _kill(self) -> None:
+        if self.alive:
+            with suppress(ProcessLookupError):
+                self._process.kill()
+
     async def _ready(self, spec: Mapping[str, Any], seconds: float) -> Mapping[str, Any]:
-        assert self._process.stdin is not None  # noqa: S101 - it is a pipe
-        assert self._process.stdout is not None  # noqa: S101 - it is a pipe
-        with suppress(BrokenPipeError, ConnectionResetError):
-            self._process.stdin.write(json.dumps(spec).encode() + b"\n")
-            await self._process.stdin.drain()
+        await self._write(json.dumps(spec))
         try:
             async with asyncio.timeout(seconds):
-                line = await self._process.stdout.readline()
+                said = await self._last_word()
         except TimeoutError:
             raise ModelFailed(
                 f"the model was not loaded within {seconds:g} seconds; raise limits.load_seconds if it needs longer"
             ) from None
-        said = json.loads(line) if line else {}
         if "ready" in said:
             ready: Mapping[str, Any] = said["ready"]
             return ready
@@ -117,6 +166,41 @@ class Child:
                 await asyncio.gather(self.ended(), self._listener)  # its last words explain why
         error = said.get("error") or {"code": "", "message": f"the model's worker {self.obituary()} while it loaded"}
         raise failure(error["code"], self._explained(error["message"]))
+
+    async def _write(self, line: str) -> None:
+        assert self._process.stdin is not None  # noqa: S101 - it is a pipe
+        with suppress(BrokenPipeError, ConnectionResetError):
+            self._process.stdin.write(line.encode() + b"\n")
+            await self._process.stdin.drain()
+
+    async def _last_word(self) -> Mapping[str, Any]:
+        """What the child says in the end, nothing if it just ended; on the way it is followed and given its room."""
+        assert self._process.stdout is not None  # noqa: S101 - it is a pipe
+        follower: asyncio.Task[None] | None = None
+        try:
+            while line := await self._process.stdout.readline():
+                said: Mapping[str, Any] = json.loads(line)
+                if "need" in said:
+                    await make_room(int(said["need"]["memory_bytes"]))
+                    await self._write("go")
+                elif "progress" in said:
+                    if follower is not None:
+                        follower.cancel()
+                    follower = asyncio.create_task(self._follow(**said["progress"]))
+                else:
+                    return said
+            return {}
+        finally:
+            if follower is not None:
+                follower.cancel()
+
+    async def _follow(self, stage: str, done: float | None = None, reads: int = 0) -> None:
+        """Tell how a stage goes: native code that loads keeps the child from saying it, so its reading is measured."""
+        tell(Progress(stage, done))
+        before = await in_thread(machine.bytes_read, self.pid) if reads else None
+        while before is not None and (now := await in_thread(machine.bytes_read, self.pid)) is not None:
+            tell(Progress(stage, min(1.0, (now - before) / reads)))
+            await asyncio.sleep(SAMPLE_SECONDS)
 
     def _explained(self, message: str) -> str:
         """The message and its cause: of llama.cpp's complaints the first, which led to the rest, of others the last."""

@@ -12,6 +12,7 @@ import pytest
 from medserve.engines import llama_cpp
 from medserve.errors import ModelFailed, NotSupported, ProjectorMissing, WeightsCorrupt, WeightsMissing
 from medserve.generation import collect
+from medserve.process import Child
 from medserve.settings import Limits, Settings
 from medserve.threads import in_thread
 from tests.engines.subjects import SPEC, ask, picture, running
@@ -163,6 +164,25 @@ async def test_facts_tell_which_weights_answered() -> None:
     assert facts["file"] == WEIGHTS.name
     assert len(facts["fingerprint"]) == 64
     assert facts["quantisation"]
+    assert ("gemma3", "8192", "apache-2.0") == (facts["architecture"], facts["trained_context"], facts["licence"])
+    assert ("gemma3", 64) == (facts["processor"], len(facts["projector_fingerprint"]))
+    assert facts["devices"]
+
+
+async def test_a_worker_whose_facts_are_not_understood_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody else knows of it: it would hold its memory until the service ends."""
+    pids = []
+
+    def refuse(_engine: llama_cpp.LlamaCpp, _model: object, child: Child, **_named: object) -> None:
+        pids.append(child.pid)
+        raise KeyError("vision")
+
+    monkeypatch.setattr(llama_cpp.LlamaCpp, "__init__", refuse)
+    with pytest.raises(KeyError, match="vision"):
+        await llama_cpp.start(SPEC, Settings())
+
+    assert 1 == len(pids)
+    assert not Path(f"/proc/{pids[0]}").exists()
 
 
 PARENT = """

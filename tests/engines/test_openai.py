@@ -77,7 +77,7 @@ async def test_words_and_counts(remote: OpenAIEngine) -> None:
 
 
 async def test_image_tokens_are_measured(remote: OpenAIEngine, llama: LlamaCpp) -> None:
-    """The tokens of a picture are what the prompt takes beyond its words, whatever server that is."""
+    """Defect 004-7: the tokens of a picture are what the prompt takes beyond its words, whatever server that is."""
     result = await collect(remote.stream(ask(picture(1), "Which colour?", max_tokens=2)))
 
     assert result.usage.image >= llama.capabilities.image_tokens

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from medserve import process
-from medserve.errors import ModelFailed, WeightsCorrupt
-from medserve.process import Child
+from medserve import machine, process
+from medserve.errors import MemoryShort, ModelFailed, WeightsCorrupt
+from medserve.process import Child, Progress
 
 pytestmark = pytest.mark.anyio
 
@@ -68,6 +68,87 @@ async def test_a_child_that_never_gets_ready(tmp_path: Path) -> None:
     """Waiting has an end."""
     with pytest.raises(ModelFailed, match=r"not loaded within 0\.2 seconds"):
         await child(tmp_path, "import time; time.sleep(60)", seconds=0.2)
+
+
+class Onlooker:
+    """Notes what a load tells, and gives as much room as it was told to."""
+
+    def __init__(self, room: int = 0) -> None:
+        self.room = room
+        self.told: list[Progress] = []
+
+    def progress(self, progress: Progress) -> None:
+        self.told.append(progress)
+
+    async def make_room(self, memory_bytes: int) -> None:
+        if memory_bytes > self.room:
+            raise MemoryShort("no room")
+        self.room -= memory_bytes
+
+
+SAYS = """
+import json, os, sys, time
+def say(**what): print(json.dumps(what), flush=True)
+sys.stdin.readline()
+"""
+
+
+async def test_a_load_is_followed_by_what_it_says_and_by_what_it_reads(tmp_path: Path) -> None:
+    """A share that the child knows is told as it is; one that it cannot know is measured while it reads."""
+    if machine.bytes_read(os.getpid()) is None:
+        pytest.skip("this system does not tell what a process has read")
+    (tmp_path / "weights").write_bytes(bytes(1000_000))
+    reading = f"""
+say(progress=dict(stage='thinking', done=0.25))
+time.sleep(0.1)
+file = open({str(tmp_path / "weights")!r}, 'rb', buffering=0)
+say(progress=dict(stage='reading', reads=1000_000))
+time.sleep(0.6)
+file.read(500_000); time.sleep(0.6); file.read(500_000); time.sleep(0.6)
+say(ready={{}})
+sys.stdin.read()
+"""
+    onlooker = Onlooker()
+    process.ONLOOKER.set(onlooker)
+    worker = await child(tmp_path, SAYS + reading)
+    await worker.stop()
+
+    assert Progress("thinking", 0.25) == onlooker.told[0]
+    shares = [progress.done for progress in onlooker.told if progress.stage == "reading" and progress.done is not None]
+    assert sorted(shares) == shares
+    assert [0.0, 0.5, 1.0] == list(dict.fromkeys(round(share, 2) for share in shares))
+
+
+NEEDS = SAYS + "say(need=dict(memory_bytes=700)); sys.stdin.readline(); say(ready={'went': 'on'}); sys.stdin.read()"
+
+
+async def test_a_child_waits_until_it_may_take_memory(tmp_path: Path) -> None:
+    """It goes on when there is room, which is asked for once."""
+    onlooker = Onlooker(1000)
+    process.ONLOOKER.set(onlooker)
+    worker = await child(tmp_path, NEEDS)
+    await worker.stop()
+
+    assert ({"went": "on"}, 300) == (worker.facts, onlooker.room)
+
+
+async def test_a_child_that_finds_no_room_is_ended(tmp_path: Path) -> None:
+    """Before it has taken any; the refusal is passed on as it is."""
+    process.ONLOOKER.set(Onlooker(100))
+
+    with pytest.raises(MemoryShort, match="no room"):
+        await child(tmp_path, f"open({str(tmp_path / 'pid')!r}, 'w').write(str(__import__('os').getpid()))\n" + NEEDS)
+
+    assert machine.use_of(int((tmp_path / "pid").read_text())) is None
+
+
+async def test_without_an_onlooker_there_is_room_for_all(tmp_path: Path) -> None:
+    """An engine that is started by itself, as by a test, asks nobody."""
+    process.ONLOOKER.set(None)
+    worker = await child(tmp_path, NEEDS)
+    await worker.stop()
+
+    assert {"went": "on"} == worker.facts
 
 
 @pytest.mark.parametrize(("code", "kind"), [("weights_corrupt", WeightsCorrupt), ("of_another_kind", ModelFailed)])

@@ -6,6 +6,7 @@ engines by the entry point group `medserve.engines`.
 """
 
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.metadata import entry_points
@@ -15,6 +16,7 @@ from typing import Protocol, runtime_checkable
 from medserve.errors import ModelFailed
 from medserve.generation import Chunk, GenerationRequest, LabelScores
 from medserve.imaging.preprocess import VisionInput
+from medserve.places import Places
 from medserve.settings import ModelSpec, Settings
 
 
@@ -23,7 +25,8 @@ class Capabilities:
     """What an engine can honour with the model it has loaded; what is not here is refused, never ignored.
 
     `context` counts tokens. `sight_test` says that the engine really looks, so that a test of its sight means
-    something. `facts` are for the record: `engine`, `weights`, versions and settings as texts.
+    something. `facts` are for the record: `engine`, `weights`, versions and settings as texts; where the engine knows
+    them also `architecture`, `processor`, `trained_context` (tokens) and `devices` (the GPUs it computes on, or CPU).
     """
 
     context: int
@@ -75,7 +78,43 @@ class Counts(Protocol):
         ...
 
 
+@runtime_checkable
+class HasWorker(Protocol):
+    """An engine that runs in a process of its own, whose memory goes back to the system when it ends."""
+
+    @property
+    def pid(self) -> int: ...
+
+    async def exited(self) -> int:
+        """Wait until the process has ended, for whatever reason; its exit status."""
+        ...
+
+
+@runtime_checkable
+class HasPlaces(Protocol):
+    """An engine that keeps its own waiting room, because it knows which answers had better take turns."""
+
+    @property
+    def places(self) -> Places: ...
+
+
+@runtime_checkable
+class Leases(Protocol):
+    """An engine that may be unloaded between two requests, and stays for as long as somebody has a lease on it."""
+
+    def lease(self) -> AbstractContextManager[None]: ...
+
+
+def leased(engine: Engine) -> AbstractContextManager[None]:
+    """Keeps the engine loaded for as long as it lasts: for work of several requests that belong together."""
+    return engine.lease() if isinstance(engine, Leases) else nullcontext()
+
+
 Start = Callable[[ModelSpec, Settings], Awaitable[Engine]]
+"""Starts an engine; while it does, it may `tell` its progress and must `make_room` before it takes much memory.
+
+Both are found in `medserve.process`; an engine that starts its worker with `process.Child` has them from there.
+"""
 
 
 def find(name: str) -> Start:
@@ -86,7 +125,7 @@ def find(name: str) -> Start:
     for entry in entry_points(group="medserve.engines", name=name):
         plugged: Start = entry.load()
         return plugged
-    raise ModelFailed(f"no engine is called {name!r}; there are: {', '.join(built_in())}", param="engine")
+    raise ModelFailed(f"no engine has that name; there are: {', '.join(built_in())}", param="engine")
 
 
 def built_in() -> tuple[str, ...]:

@@ -26,7 +26,7 @@ import httpx
 import structlog
 
 from medserve.engines import Capabilities
-from medserve.engines.openai import CONNECT_SECONDS, OpenAIEngine, Piece, patience, seconds
+from medserve.engines.openai import CONNECT_SECONDS, OpenAIEngine, Piece, seconds
 from medserve.errors import (
     EngineError,
     ImageTooLarge,
@@ -42,6 +42,7 @@ from medserve.imaging.preprocess import VisionInput
 from medserve.process import Child
 from medserve.settings import ModelSpec, Settings
 from medserve.text import CLOSING, OPENING, neutralise
+from medserve.unix_http import UnixClient
 
 log = structlog.get_logger()
 
@@ -74,14 +75,18 @@ async def start(model: ModelSpec, settings: Settings) -> "LlamaCpp":
         raise WeightsMissing(f"{model.name} has no path; name its GGUF file", param="path")
     spec = {
         "weights": str(model.path),
-        "projector": _text(model.projector or _projector_beside(model.path)),
+        "projector": _text(model.projector or projector_beside(model.path)),
         "context": model.context,
         "slots": model.slots,
         "threads": model.threads or _processors(),
     }
     environment = {"GOMP_SPINCOUNT": "600", "GGML_NO_BACKTRACE": "1", "OMP_NUM_THREADS": str(spec["threads"])}
     child = await Child.start(WORKER, spec, seconds=settings.limits.load_seconds, environment=environment)
-    engine = LlamaCpp(model, child, seconds=settings.limits.answer_seconds)
+    try:
+        engine = LlamaCpp(model, child, seconds=settings.limits.answer_seconds)
+    except BaseException:  # facts that are not what they should be: nobody else knows of the worker
+        await child.stop(grace=0)
+        raise
     try:
         await engine.introduce()
         engine.watch()
@@ -100,7 +105,7 @@ def _text(path: Path | None) -> str | None:
     return str(path) if path else None
 
 
-def _projector_beside(weights: Path) -> Path | None:
+def projector_beside(weights: Path) -> Path | None:
     """The one file beside the weights that is named as a projector; two would leave it to chance which is meant."""
     found = [path for path in weights.parent.glob("*.gguf") if "mmproj" in path.name.lower() and path != weights]
     kin = [path for path in found if path.name.startswith(weights.stem)] or found
@@ -160,12 +165,7 @@ class LlamaCpp(OpenAIEngine):
     endpoint = "/completion"
 
     def __init__(self, model: ModelSpec, child: Child, *, seconds: float) -> None:
-        transport = httpx.AsyncHTTPTransport(
-            uds=child.facts["socket"],
-            # The server keeps a thread for every open connection, so none is kept open for later.
-            limits=httpx.Limits(max_connections=None, max_keepalive_connections=0),
-        )
-        client = httpx.AsyncClient(transport=transport, base_url="http://worker", timeout=patience())
+        client = UnixClient(child.facts["socket"])
         super().__init__(model, client, _capabilities(child.facts, model), seconds=seconds)
         self._child = child
         self._reuse = model.reuse
@@ -202,7 +202,8 @@ class LlamaCpp(OpenAIEngine):
     async def introduce(self) -> None:
         """Learn from the worker what only it knows: its mark for pictures and the ids of the ends of a turn."""
         async with self._translated():
-            properties = await self._client.get("/props", timeout=CONNECT_SECONDS)
+            async with asyncio.timeout(CONNECT_SECONDS):
+                properties = await self._client.get("/props")
         self._marker = properties.json()["media_marker"]
         for mark in (END_OF_TURN, "<eos>"):
             ids = await self._ids(mark, control=True)
@@ -227,8 +228,10 @@ class LlamaCpp(OpenAIEngine):
         """End the worker, which returns all memory to the system."""
         if self._watch is not None:
             self._watch.cancel()
-        await super().close()
-        await self._child.stop()
+        try:
+            await super().close()
+        finally:
+            await self._child.stop()
 
     def _blind(self) -> MedserveError:
         return NotSupported(

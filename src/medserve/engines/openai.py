@@ -9,13 +9,14 @@ import asyncio
 import json
 from collections import OrderedDict
 from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Mapping, Sequence
-from contextlib import AsyncExitStack, aclosing, asynccontextmanager
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager, suppress
 from dataclasses import dataclass, replace
 from hashlib import sha256
 from typing import Any
 
 import httpx
 
+from medserve import tracing
 from medserve.engines import Capabilities
 from medserve.errors import (
     ContextOverflow,
@@ -46,10 +47,13 @@ from medserve.places import Pictures, Places
 from medserve.settings import ModelSpec, Settings
 from medserve.text import CLOSING, ThinkingSplitter, neutralise
 from medserve.threads import in_thread
+from medserve.unix_http import Answer, Asking
 
 CONNECT_SECONDS = 10.0
 MEDGEMMA_SIDE = 896
 KEPT_COUNTS = 4096
+END_SECONDS = 0.1
+"""How long it is waited for the end of a stream that has said its last: it leaves a connection to be used again."""
 
 
 async def start(model: ModelSpec, settings: Settings) -> "OpenAIEngine":
@@ -148,7 +152,7 @@ class OpenAIEngine:
     def __init__(
         self,
         model: ModelSpec,
-        client: httpx.AsyncClient,
+        client: Asking,
         capabilities: Capabilities,
         *,
         seconds: float,
@@ -160,7 +164,7 @@ class OpenAIEngine:
         self._client = client
         self._served = served
         self._seconds = seconds
-        self._places = Places(model.slots, model.waiting)
+        self.places = Places(model.slots, model.waiting)
         self._pictures = Pictures()
         self._text_counts: OrderedDict[bytes, int] = OrderedDict()
 
@@ -209,7 +213,7 @@ class OpenAIEngine:
         kin = await in_thread(lambda: request.images[0].sha256) if request.images else None
         async with AsyncExitStack() as stack:
             async with _until(deadline):
-                await stack.enter_async_context(self._places.one(kin))
+                await stack.enter_async_context(self.places.one(kin))
             yield
 
     async def _chunks(self, request: GenerationRequest, pieces: AsyncIterator[Piece]) -> AsyncIterator[Chunk]:
@@ -235,7 +239,7 @@ class OpenAIEngine:
         body = await self._body(request)
         async with self._translated(), AsyncExitStack() as stack:
             async with _until(deadline):
-                call = self._client.stream("POST", self.endpoint, json=body)
+                call = self._client.stream("POST", self.endpoint, json=body, headers=tracing.headers())
                 response = await stack.enter_async_context(call)
                 if response.status_code != httpx.codes.OK:
                     raise refusal(response.status_code, await response.aread())
@@ -444,17 +448,22 @@ def _overflow(error: Mapping[str, Any]) -> ContextOverflow | None:
     return None
 
 
-async def _events(response: httpx.Response, deadline: float) -> AsyncIterator[dict[str, Any]]:
+async def _events(response: Answer, deadline: float) -> AsyncIterator[dict[str, Any]]:
     """The JSON events of a server-sent stream, up to its end mark."""
-    async for line in _lines(response, deadline):
+    lines = _lines(response, deadline)
+    async for line in lines:
         data = line.removeprefix(b"data:").strip() if line.startswith(b"data:") else b""
         if data == b"[DONE]":
-            return
+            break
         if data:
             yield json.loads(data)
+    with suppress(TimeoutError):
+        async with asyncio.timeout(END_SECONDS):
+            async for _ in lines:
+                pass
 
 
-async def _lines(response: httpx.Response, deadline: float) -> AsyncIterator[bytes]:
+async def _lines(response: Answer, deadline: float) -> AsyncIterator[bytes]:
     """Lines that end in a line feed and nothing else: httpx's own would also split at U+2028 inside an answer."""
     rest = b""
     pieces = response.aiter_bytes()

@@ -27,6 +27,10 @@ DEFAULT_SCALE = 4
 """llama.cpp's: how many patches a side are pooled into one image token when the file does not say."""
 SMALLEST_BATCH = 512
 CACHE_MIB = 1024
+FLOAT_BYTES = 4
+RESULTS = 4
+PROGRAM_BYTES = 64 * 2**20
+"""What this process holds without any model: Python, the libraries and llama.cpp's code, as measured."""
 
 
 @dataclass(frozen=True)
@@ -55,20 +59,27 @@ class Spec:
 
 @dataclass(frozen=True)
 class Vision:
-    """A projector's picture: its side in pixels and the tokens it becomes."""
+    """A projector's picture, its side in pixels and the tokens it becomes; and which projector that is.
+
+    `values` is how many numbers the widest intermediate result of one picture has.
+    """
 
     size: int
     tokens: int
+    kind: str
+    fingerprint: str
+    values: int
 
 
 def main() -> None:
     """Load what standard input names, say so, and serve until standard input ends."""
     parent = _private_stdout()
     spec = Spec.of(json.loads(sys.stdin.readline()))
-    watcher = threading.Thread(target=_leave_with_parent, args=(spec.directory,), daemon=True)
+    go = threading.Semaphore(0)
+    watcher = threading.Thread(target=_leave_with_parent, args=(spec.directory,), kwargs={"go": go}, daemon=True)
     watcher.start()
     try:
-        server, facts = load(spec)
+        server, facts = load(spec, _Parent(parent, go))
     except MedserveError as error:
         _say(parent, {"error": {"code": error.code, "message": error.message}})
         sys.exit(1)
@@ -77,8 +88,53 @@ def main() -> None:
     del server
 
 
-def load(spec: Spec) -> tuple[Any, dict[str, Any]]:
-    """The running server, and the facts about what it serves; raises ModelFailed with the reason."""
+class _Parent:
+    """Who started this process: it gives room and is told how far the load is."""
+
+    def __init__(self, pipe: TextIO, go: threading.Semaphore) -> None:
+        self._pipe = pipe
+        self._go = go
+
+    def ask_for(self, memory_bytes: int) -> None:
+        """Return once so much memory may be taken; where it may not, the parent ends this process."""
+        _say(self._pipe, {"need": {"memory_bytes": memory_bytes}})
+        self._go.acquire()
+
+    def tell(self, stage: str, reads: int) -> None:
+        """Say what is done now and how many bytes of files that reads."""
+        _say(self._pipe, {"progress": {"stage": stage, "reads": reads}})
+
+
+@dataclass(frozen=True)
+class Need:
+    """The bytes of memory that a model takes: its files, what its slots keep, and room to compute in."""
+
+    weights: int
+    vision: int
+    cache: int
+    working: int
+
+    @property
+    def files(self) -> int:
+        return self.weights + self.vision
+
+    @property
+    def total(self) -> int:
+        return self.files + self.cache + self.working
+
+
+@dataclass(frozen=True)
+class Examined:
+    """What the headers of a model's files say, before anything of it is loaded; `context` counts tokens of a slot."""
+
+    weights: Header
+    vision: Vision | None
+    context: int
+    need: Need
+
+
+def examine(spec: Spec) -> Examined:
+    """Read the headers in milliseconds; raises ModelFailed with the reason why the files cannot be a model."""
     weights = _header(spec.weights, "weights")
     if weights.get("general.architecture") != ARCHITECTURE:
         raise WeightsCorrupt(
@@ -87,8 +143,43 @@ def load(spec: Spec) -> tuple[Any, dict[str, Any]]:
         )
     vision = _vision(spec, weights) if spec.projector else None
     context = min(spec.context, int(_entry(weights, spec.weights, f"{ARCHITECTURE}.context_length")))
-    server = _serve(spec, context, vision)
-    return server, _facts(spec, weights, context, vision)
+    need = Need(
+        weights=spec.weights.stat().st_size,
+        vision=spec.projector.stat().st_size if spec.projector else 0,
+        cache=_cache_bytes(weights, spec, context),
+        working=_working_bytes(weights, vision),
+    )
+    return Examined(weights, vision, context, need)
+
+
+def load(spec: Spec, parent: _Parent) -> tuple[Any, dict[str, Any]]:
+    """The running server, and the facts about what it serves; raises ModelFailed with the reason."""
+    found = examine(spec)
+    parent.ask_for(found.need.total)
+    server = _serve(spec, found.context, found.vision, lambda: parent.tell(_stage(found.vision), found.need.files))
+    return server, _facts(spec, found.weights, found.context, found.vision)
+
+
+def _stage(vision: Vision | None) -> str:
+    return "reading the weights and the vision part" if vision else "reading the weights"
+
+
+def _cache_bytes(weights: Header, spec: Spec, context: int) -> int:
+    """What the slots keep of what they have read: a key and a value of each layer, in 16 bits, for every token.
+
+    Layers with a sliding window keep all of it too (`swa_full`).
+    """
+    key = weights.get(f"{ARCHITECTURE}.attention.key_length", 0)
+    value = weights.get(f"{ARCHITECTURE}.attention.value_length", 0)
+    heads = _entry(weights, spec.weights, f"{ARCHITECTURE}.attention.head_count_kv")
+    layers = _entry(weights, spec.weights, f"{ARCHITECTURE}.block_count")
+    return 2 * layers * heads * (int(key) + int(value)) * context * spec.slots
+
+
+def _working_bytes(weights: Header, vision: Vision | None) -> int:
+    """Room to compute in: the libraries, and as many of the widest intermediate results as were measured to be held."""
+    tokens = _batch(vision) * int(weights.get(f"{ARCHITECTURE}.feed_forward_length", 0))
+    return PROGRAM_BYTES + RESULTS * FLOAT_BYTES * (tokens + (vision.values if vision else 0))
 
 
 def _vision(spec: Spec, weights: Header) -> Vision:
@@ -112,7 +203,8 @@ def _vision(spec: Spec, weights: Header) -> Vision:
     side, rest = divmod(patches, projector.get("clip.vision.projector.scale_factor", DEFAULT_SCALE))
     if rest or not side:  # llama.cpp would abort the whole process
         raise WeightsCorrupt(f"{name} pools {patches} x {patches} patches unevenly; it is damaged")
-    return Vision(int(size), int(side * side))
+    values = int(patches) ** 2 * int(projector.get("clip.vision.feed_forward_length", 0))
+    return Vision(int(size), int(side * side), PROJECTOR, projector.fingerprint, values)
 
 
 def _header(path: Path, role: str) -> Header:
@@ -136,13 +228,15 @@ def _corrupt(path: Path, reason: Exception) -> WeightsCorrupt:
     return WeightsCorrupt(f"{path.name} is not a whole GGUF file: {reason}; fetch it again")
 
 
-def _serve(spec: Spec, context: int, vision: Vision | None) -> Any:
+def _serve(spec: Spec, context: int, vision: Vision | None, begins: Callable[[], None]) -> Any:
     os.environ.setdefault("GOMP_SPINCOUNT", "600")  # before libgomp is loaded: its default starves shared cores
     os.environ.setdefault("GGML_NO_BACKTRACE", "1")  # an assertion would start a debugger
     import xllamacpp
 
     try:
-        return xllamacpp.Server(_parameters(xllamacpp, spec, context, vision))
+        chosen = _parameters(xllamacpp, spec, context, vision)
+        begins()
+        return xllamacpp.Server(chosen)
     except RuntimeError:
         raise ModelFailed(f"llama.cpp could not load {spec.weights.name}") from None
 
@@ -202,8 +296,27 @@ def _facts(spec: Spec, weights: Header, context: int, vision: Vision | None) -> 
             "context": str(context),
             "vocabulary": str(weights.lengths.get("tokenizer.ggml.tokens", 0)),
             "threads": str(spec.threads),
+            "architecture": str(weights["general.architecture"]),
+            "trained_context": str(weights[f"{ARCHITECTURE}.context_length"]),
+            "devices": _devices(),
+            **_known(licence=weights.get("general.license")),
+            **(_known(processor=vision.kind, projector_fingerprint=vision.fingerprint) if vision else {}),
         },
     }
+
+
+def _known(**facts: object) -> dict[str, str]:
+    """Those that the file tells."""
+    return {name: str(value) for name, value in facts.items() if value is not None}
+
+
+def _devices() -> str:
+    """What the weights are computed on: the names of the devices that this build of llama.cpp found, or CPU."""
+    import xllamacpp
+
+    helpers = {"GGML_BACKEND_DEVICE_TYPE_CPU", "GGML_BACKEND_DEVICE_TYPE_ACCEL"}
+    found = [device["name"] for device in xllamacpp.get_device_info() if device["type"].name not in helpers]
+    return ",".join(found) or "CPU"
 
 
 def _title(path: Path, weights: Header) -> str:
@@ -235,10 +348,13 @@ def _say(parent: TextIO, what: dict[str, Any]) -> None:
     parent.flush()
 
 
-def _leave_with_parent(directory: Path, leave: Callable[[int], Any] = os._exit) -> None:
-    """Standard input ends when the parent closes it, or when the parent ends however suddenly."""
+def _leave_with_parent(
+    directory: Path, leave: Callable[[int], Any] = os._exit, *, go: threading.Semaphore | None = None
+) -> None:
+    """Standard input ends when the parent closes it, or when the parent ends however suddenly; a line says `go`."""
     while os.read(0, 4096):
-        pass
+        if go is not None:
+            go.release()
     shutil.rmtree(directory, ignore_errors=True)
     leave(0)
 
