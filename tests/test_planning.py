@@ -6,13 +6,13 @@ from hypothesis import strategies as st
 
 from medserve.engines.scripted import Scripted
 from medserve.errors import ContextOverflow, InvalidRequest
+from medserve.examination import examine
 from medserve.generation import GenerationRequest, Message, Part, collect
 from medserve.models import Models
 from medserve.planning import SLACK, check, fewest_tokens, plan
 from medserve.settings import DEMO_MODEL, ModelSpec, Settings
-from medserve.workflow import examine
 from medserve.workflows import find
-from tests.pictures import picture, study
+from tests.pictures import drawn, picture
 
 
 def test_a_full_series_fits_into_medgemmas_context() -> None:
@@ -106,7 +106,7 @@ async def test_a_volume_that_is_too_long_is_refused_before_the_engine_is_asked()
 async def test_a_workflow_meets_the_same_check() -> None:
     """One place for chat and workflows: the first question is not asked."""
     with pytest.raises(ContextOverflow, match="larger context"):
-        await examine(find("dermoscopy"), study(), scripted(256).get())
+        await examine(find("dermoscopy"), drawn("lesion-nv"), scripted(256).get())
 
 
 async def test_a_score_meets_the_same_check() -> None:

@@ -11,7 +11,19 @@ from hypothesis import strategies as st
 
 from medserve.errors import InvalidRequest
 from medserve.flags import Flag
-from medserve.readers import COLOURS, Reader, Reading, any_of, code_of, json_of, one_of, prose, words_from
+from medserve.readers import (
+    COLOURS,
+    Reader,
+    Reading,
+    any_of,
+    code_of,
+    json_of,
+    one_of,
+    opening,
+    plain,
+    prose,
+    words_from,
+)
 
 STRUCTURES = any_of("dots", "globules", "streaks")
 YES_NO = one_of("yes", "no")
@@ -515,7 +527,7 @@ def test_a_schema_never_reaches_out() -> None:
 # --- every reader
 
 
-READERS: list[Reader[Any]] = [STRUCTURES, YES_NO, SHAPE, COLOUR, CODE, prose(("NV",)), JSON, json_of({})]
+READERS: list[Reader[Any]] = [STRUCTURES, YES_NO, SHAPE, COLOUR, CODE, prose(("NV",)), plain(), JSON, json_of({})]
 WORDS = st.sampled_from(
     [
         "no",
@@ -600,6 +612,22 @@ def test_reading_takes_time_in_proportion_to_the_reply(piece: str) -> None:
     for reader in (STRUCTURES, YES_NO, CODE, JSON):
         reader.read(reply)
     assert process_time() - begin < 20
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("Yes. The glands are crowded.", "yes"),
+        ("**NO**, they are round.", "no"),
+        ("Nothing is seen.", None),
+        ("Well, yes.", None),
+        ("", None),
+        ("no change at all", "no change"),
+    ],
+)
+def test_a_text_opens_with_one_of_the_words_or_with_none(text: str, expected: str | None) -> None:
+    """A whole word, whatever its case and the marks before it; the longer one where two fit."""
+    assert expected == opening(text, ("yes", "no", "no change"))
 
 
 def test_a_reader_describes_itself() -> None:

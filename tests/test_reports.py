@@ -6,37 +6,50 @@ from typing import Any
 import pytest
 
 from medserve.engines.scripted import Scripted
+from medserve.examination import examine
+from medserve.exports.document import with_unit
 from medserve.images import Concern, Modality, Study
 from medserve.imaging import intake
 from medserve.imaging.intake import Wanted
-from medserve.reports import Report, as_text
-from medserve.settings import Limits
-from medserve.workflow import examine
+from medserve.reports import Conclusion, Finding, Report, as_text
+from medserve.settings import DEMO, Limits
 from medserve.workflows import find
 from tests.hostile import samples
 from tests.imaging import phantoms
-from tests.pictures import study
-from tests.workflows.test_dermoscopy import ANSWERS
+from tests.pictures import drawn
+from tests.workflows.test_dermoscopy import ANSWERS, TAKEN
 
 WORKFLOW = find("dermoscopy")
-LARGE = replace(WORKFLOW, modality=Modality.CT, max_images=85)
+LARGE = replace(WORKFLOW, modality=Modality.CT, max_images=85, domain=None)
 
 
 async def report(of: Study, workflow: Any = WORKFLOW) -> Report:
     """A clean dermoscopy report of a study."""
-    return await examine(workflow, of, Scripted(ANSWERS))
+    return await examine(workflow, of, Scripted((TAKEN, *ANSWERS) if workflow.domain else ANSWERS))
 
 
 async def test_concerns_are_in_the_record_and_in_the_text_and_need_review() -> None:
     """By name and in words; without them the same report is complete."""
-    made = await report(replace(study(), concerns=(Concern.LOSSY_COMPRESSED, Concern.BURNED_IN_TEXT)))
+    made = await report(replace(drawn("lesion-mel"), concerns=(Concern.LOSSY_COMPRESSED, Concern.BURNED_IN_TEXT)))
     text = " ".join(as_text(made).split())
 
     assert made.needs_review
     assert ["lossy_compressed", "burned_in_text"] == [one.name for one in made.study.concerns]
     assert "Concerns lossy_compressed: the pixels were compressed with loss" in text
     assert "burned_in_text: text, perhaps a name, may be drawn into the picture" in text
-    assert not (await report(study())).needs_review
+    assert not (await report(drawn("lesion-mel"))).needs_review
+
+
+async def test_a_measure_without_a_value_was_not_measured_and_has_no_unit() -> None:
+    """A single slice has no volume. Nobody failed to read it, so that only what the model said is "not readable"."""
+    volume = Finding(name="Stone 1: volume", value=None, unit="mm3", source="measured")
+    side = Finding(name="Side", value=None)
+    made = (await report(drawn("lesion-mel"))).model_copy(update={"conclusion": Conclusion(findings=(volume, side))})
+    lines = [line.strip() for line in as_text(made).split("\n")]
+
+    assert "Stone 1: volume  not measured" in lines
+    assert "Side             not readable" in lines
+    assert ("not measured", "not readable") == (with_unit(volume), with_unit(side))
 
 
 async def test_a_volumes_geometry_is_in_the_report() -> None:
@@ -77,6 +90,6 @@ async def test_what_a_dicom_file_says_is_compared_with_what_the_workflow_is_for(
 
 async def test_a_plain_picture_is_what_the_workflow_is_for() -> None:
     """It does not say how it was made, so the workflow's word stands."""
-    made = await report(await intake.read([samples.picture("PNG")], Limits(), Wanted(WORKFLOW.modality)))
+    made = await report(await intake.read([DEMO / "drawings" / "lesion-mel.png"], Limits(), Wanted(WORKFLOW.modality)))
 
     assert (Modality.DERMOSCOPY, (), False) == (made.study.modality, made.study.concerns, made.needs_review)

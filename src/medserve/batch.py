@@ -11,10 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from medserve import references
+from medserve import exports, references
 from medserve.engines import Engine
 from medserve.errors import EngineError, InvalidRequest, SourceFailed
+from medserve.examination import calibrations_of, examine
 from medserve.generation import Sampling
+from medserve.images import Study
 from medserve.imaging import intake
 from medserve.imaging.intake import Reading, Wanted
 from medserve.imaging.material import DEFAULT
@@ -22,7 +24,7 @@ from medserve.models import Models
 from medserve.reports import Report, Step, as_text
 from medserve.settings import Settings
 from medserve.threads import in_thread
-from medserve.workflow import Workflow, examine
+from medserve.workflow import Workflow
 
 if TYPE_CHECKING:
     from rich.status import Status as Spinner
@@ -41,6 +43,7 @@ class Order:
     as_json: bool = False
     folder: Path | None = None
     wanted: Wanted = DEFAULT
+    formats: tuple[str, ...] = ()
 
     @property
     def sought(self) -> Wanted:
@@ -74,7 +77,7 @@ async def examine_all(order: Order, studies: Iterable[Sequence[str]], settings: 
                 called = names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more"
                 progress.note(called)
                 try:
-                    report = await _report(order, names, model, settings, progress)
+                    report, study = await _report(order, names, model, settings, progress)
                 except InvalidRequest as error:
                     progress.fault(f"{called}: {error.message}")
                     tally.refused += 1
@@ -84,7 +87,13 @@ async def examine_all(order: Order, studies: Iterable[Sequence[str]], settings: 
                 else:
                     tally.review += report.needs_review
                     progress.pause()
-                    await _deliver(report, order, called)
+                    made: dict[str, bytes] = {}
+                    try:
+                        made = await _made(order, report, study, names, settings)
+                    except (InvalidRequest, EngineError, SourceFailed) as error:  # the report itself is there
+                        progress.fault(f"{called}: {error.message}")
+                        tally.refused += 1
+                    await _deliver(report, made, order, called)
     finally:
         await models.close()
     return tally
@@ -99,18 +108,57 @@ async def reading(names: Sequence[str], settings: Settings, wanted: Wanted) -> R
 
 async def _report(
     order: Order, names: Sequence[str], engine: Engine, settings: Settings, progress: "Progress"
-) -> Report:
+) -> tuple[Report, Study]:
     study = (await reading(names, settings, order.sought)).study
-    return await examine(
-        order.workflow, study, engine, options=order.options, sampling=order.sampling, progress=progress.step
+    report = await examine(
+        order.workflow,
+        study,
+        engine,
+        options=order.options,
+        sampling=order.sampling,
+        progress=progress.step,
+        calibrations=await calibrations_of(order.workflow, order.options, engine, settings.home),
     )
+    return report, study
 
 
-async def _deliver(report: Report, order: Order, called: str) -> None:
+async def _made(
+    order: Order, report: Report, study: Study, names: Sequence[str], settings: Settings
+) -> dict[str, bytes]:
+    """The report in every format that is asked for, by the format's name."""
+    return {name: await exported(report, name, names, settings, order.sought, study) for name in order.formats}
+
+
+async def exported(
+    report: Report,
+    name: str,
+    names: Sequence[str],
+    settings: Settings,
+    wanted: Wanted,
+    study: Study | None = None,
+) -> bytes:
+    """The report in a format, with the study in `names` where there are any; raises InvalidRequest or SourceFailed."""
+    if not names:
+        return await exports.written(report, name)
+    if study is None:
+        study = (await reading(names, settings, replace(wanted, volume=False))).study
+    if not exports.find(name).needs_files:
+        return await exports.written(report, name, exports.Original(study))
+    given = [name if references.is_reference(name) else Path(name) for name in names]
+    async with references.gathered(given, settings) as materials:
+        original = exports.Original(study, tuple(materials), settings.limits, replace(wanted, volume=False))
+        return await exports.written(report, name, original)
+
+
+async def _deliver(report: Report, made: Mapping[str, bytes], order: Order, called: str) -> None:
     """Print the report and write it where asked, under a name made of its content and never of the patient's file."""
+    if order.folder is None and order.formats:
+        for content in made.values():
+            typer.echo(content, nl=False)
+        return
     typer.echo(report.model_dump_json() if order.as_json else f"{as_text(report)}\n")
     if order.folder is not None:
-        written = await in_thread(_write, report, order.folder)
+        written = await in_thread(_write, report, made, order.folder)
         typer.echo(f"{called} -> {written}", err=True)
 
 
@@ -125,11 +173,13 @@ def file_name(report: Report) -> str:
     return f"{report.provenance.workflow}-{report.study.sha256[:16]}-{circumstances}.json"
 
 
-def _write(report: Report, folder: Path) -> Path:
+def _write(report: Report, made: Mapping[str, bytes], folder: Path) -> Path:
     target = folder / file_name(report)
     try:
         target.write_text(report.model_dump_json(indent=2) + "\n", encoding="utf-8")
         target.with_suffix(".txt").write_text(as_text(report) + "\n", encoding="utf-8")
+        for name, content in made.items():
+            target.with_suffix(exports.find(name).suffix).write_bytes(content)
     except OSError as error:
         raise InvalidRequest(f"the report cannot be written to {folder}: {error.strerror}", param="out") from None
     return target

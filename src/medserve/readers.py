@@ -7,14 +7,14 @@ import json
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from math import isfinite
-from typing import Any, Generic, NoReturn, TypeVar
+from typing import Any, Generic, TypeVar
 
 from jsonschema import Draft202012Validator
 from jsonschema.exceptions import SchemaError, best_match
 from referencing import Registry
 from referencing.exceptions import Unresolvable
 
+from medserve import recovery
 from medserve.errors import InvalidRequest
 from medserve.flags import Flag
 from medserve.polarity import Polarity, clauses, denied, said, vocabulary
@@ -262,6 +262,26 @@ def prose(codes: Collection[str] = ()) -> Reader[str]:
     return Reader("prose", parse)
 
 
+def plain() -> Reader[str]:
+    """A sentence or two of any content, cleaned of unfit sentences; None where nothing is left."""
+
+    def parse(text: str) -> Reading[str]:
+        cleaned = clean(text)
+        reasons = {gone.reason for gone in cleaned.removed}
+        noticed = tuple(flag for flag in Flag if flag in reasons)
+        flags = noticed if cleaned.text else (*noticed, Flag.CLEANING_EMPTIED)
+        return Reading(cleaned.text or None, flags, removed=cleaned.removed)
+
+    return Reader("plain", parse)
+
+
+def opening(text: str, words: Sequence[str]) -> str | None:
+    """The one of the words with which a text begins, as it stands among them; None where it begins with another."""
+    pattern = "|".join(re.escape(word) for word in sorted(words, key=len, reverse=True))
+    found = re.match(rf"\W*({pattern})(?!\w)", text, re.IGNORECASE)
+    return next((word for word in words if found and word.lower() == found[1].lower()), None)
+
+
 # --- JSON ---------------------------------------------------------------------------------------------------------
 
 
@@ -278,7 +298,7 @@ def json_of(schema: Mapping[str, Any]) -> Reader[Any]:
     validator = Draft202012Validator(schema, registry=Registry())
 
     def parse(text: str) -> Reading[Any]:
-        found, broken = _json_values(text)
+        found, broken = recovery.values(text)
         failures = [_failure(validator, value) for value in found]
         fitting = [value for value, failure in zip(found, failures, strict=True) if not failure]
         if len({json.dumps(value, sort_keys=True) for value in fitting}) > 1:
@@ -299,64 +319,3 @@ def _failure(validator: Draft202012Validator, value: object) -> str:
     except (Unresolvable, RecursionError):
         return "the schema refers to something outside itself"
     return f"{error.json_path} fails {error.validator}: {error.validator_value!r}"[:300] if error else ""
-
-
-_JSON_BEGINS = re.compile(r"\{\s*(?:[\"'}]|\w+\s*:)|\[\s*[\[{\"\]\d-]|\[\s*(?:true|false|null)\b")
-_JSON_PARTS = re.compile(r'"(?:[^"\\]|\\.)*"|[\[\]{}]', re.DOTALL)
-
-
-def _refuse_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is no JSON")
-
-
-def _finite(digits: str) -> float:
-    number = float(digits)
-    if not isfinite(number):
-        raise ValueError("the number is too large")
-    return number
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    if len({key for key, _value in pairs}) != len(pairs):
-        raise ValueError("a key stands twice")
-    return dict(pairs)
-
-
-_DECODER = json.JSONDecoder(parse_constant=_refuse_constant, parse_float=_finite, object_pairs_hook=_unique)
-
-
-def _json_values(text: str) -> tuple[list[Any], str]:
-    """The outermost JSON values in a text, fenced or not, and how a broken one is broken ("" if none is)."""
-    try:
-        return [_DECODER.decode(_unfenced(text))], ""
-    except (ValueError, RecursionError):
-        pass
-    values: list[Any] = []
-    place, broken = 0, ""
-    while begin := _JSON_BEGINS.search(text, place):
-        try:
-            value, place = _DECODER.raw_decode(text, begin.start())
-            values.append(value)
-        except (ValueError, RecursionError):
-            end = _closing(text, begin.start())
-            if end is None:
-                return values, "cut short"
-            place, broken = end, "not well formed"
-    return values, broken
-
-
-def _unfenced(text: str) -> str:
-    bare = text.strip()
-    if bare.startswith("```"):
-        bare = bare.removeprefix("```").removeprefix("json").removesuffix("```").strip()
-    return bare
-
-
-def _closing(text: str, start: int) -> int | None:
-    """One past the bracket that closes the one at `start`, brackets in strings aside; None if it is never closed."""
-    depth = 0
-    for part in _JSON_PARTS.finditer(text, start):
-        depth += {"[": 1, "{": 1, "]": -1, "}": -1}.get(part[0], 0)
-        if not depth:
-            return part.end()
-    return None

@@ -2,12 +2,13 @@
 
 from collections.abc import Mapping
 from datetime import UTC, datetime
+from json import dumps
 from math import isclose
 from textwrap import fill
 from typing import Any, Literal, Self
 from uuid import uuid4
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
 from medserve import __version__
 from medserve.flags import Flag
@@ -30,6 +31,10 @@ LINE = 100
 """Characters of a line in a report's text."""
 NEAR = 1e-4
 """Probabilities closer than this are equal."""
+PLACE = "Place of "
+"""How the names of findings begin that are boxes in a picture; an empty one denies nothing."""
+UNITS = {"[hnsf'U]": "HU", "mm3": "mm³"}
+"""How people write UCUM's units that look otherwise."""
 DEMO_WEIGHTS = "medserve-demo"
 """The name that the demonstration model's weights carry inside."""
 
@@ -79,9 +84,91 @@ class Finding(Record):
 
     name: str
     value: str | float | bool | tuple[str, ...] | None
+    unit: str = Field("", description="UCUM unit of a measured number, such as mm, mm3 or [hnsf'U]")
     source: Literal["model", "measured"] = "model"
     step: str = Field("", description="the step that the value was read from")
+    probabilities: dict[str, float] | None = Field(
+        None, description="probability of each closed answer given that the answer is one of them"
+    )
     flags: tuple[Flag, ...] = ()
+
+
+class Box(Record):
+    """A place in a picture, in pixels of the picture as given: rows `top` to `bottom`, columns `left` to `right`.
+
+    All borders lie between 0 and the picture's height or width; the lower ones are not part of the box.
+    """
+
+    label: str
+    picture: int = Field(0, description="which picture of the study, from 0")
+    top: float
+    left: float
+    bottom: float
+    right: float
+    source: Literal["model", "measured"] = "model"
+
+
+class Figure(Record):
+    """A picture that belongs to the report: what a measurement or a box was found on."""
+
+    name: str
+    caption: str
+    png: str = Field(description="the picture, PNG in base64")
+    picture: int | None = Field(None, description="which picture of the study it is drawn on, from 0")
+
+
+class QuotedTable(Record):
+    """A table from elsewhere, with where it comes from and what it cannot tell; quoted, never concluded from."""
+
+    title: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    source: str
+    limits: str
+
+
+class Check(Record):
+    """One look at whether a study is what the workflow takes; `passed` is null where it could not be judged."""
+
+    name: str
+    passed: bool | None
+    detail: str
+
+
+class Domain(Record):
+    """What the workflow takes, and what was found when the study was held against it."""
+
+    takes: str
+    checks: tuple[Check, ...] = ()
+    assessable: bool = True
+
+
+class Control(Record):
+    """The same protocol once more, with the picture or the words changed, and what became of the answers."""
+
+    kind: Literal["blank", "swapped", "paraphrase"]
+    changed: tuple[str, ...] = Field((), description="the findings, or `label`, whose value is another one")
+    same: tuple[str, ...] = Field((), description="those that stayed as they were")
+    reworded: tuple[str, ...] = Field((), description="the steps that were asked in other words")
+    distance: float | None = Field(
+        None,
+        description="the greatest total variation, 0 to 1, between both runs' probabilities of one closed answer; "
+        "null where there are none",
+    )
+    label: str | None = None
+    probabilities: dict[str, float] | None = None
+    steps: tuple[Step, ...] = ()
+
+
+class Calibrated(Record):
+    """How label probabilities were calibrated: on which data, by which method, and what they were before."""
+
+    step: str = Field(description="the step whose scores they are")
+    method: Literal["temperature", "platt"]
+    parameters: dict[str, float]
+    dataset: str = Field(description="SHA-256 of the data set that it was fitted on")
+    n: int
+    before: dict[str, float]
 
 
 class RemovedSentence(Record):
@@ -98,11 +185,18 @@ class Conclusion(Record):
     label: str | None = None
     label_meaning: str | None = None
     probabilities: dict[str, float] | None = Field(
-        None, description="probability of each label given that the answer is one of them; not calibrated"
+        None,
+        description="probability of each label given that the answer is one of them; `calibrated` says if it is that",
     )
+    calibrated: Calibrated | None = None
     label_mass: float | None = Field(None, description="probability that the answer is any of the labels at all")
     description: str = ""
     removed: tuple[RemovedSentence, ...] = ()
+    boxes: tuple[Box, ...] = ()
+    figures: tuple[Figure, ...] = ()
+    tables: tuple[QuotedTable, ...] = ()
+    data: JsonValue = Field(None, description="the answer as JSON, where the workflow asks for that")
+    missing: tuple[str, ...] = Field((), description="what was asked for and is not in `data`, as JSON pointers")
     flags: tuple[Flag, ...] = ()
 
 
@@ -180,7 +274,12 @@ class Report(Record):
     created: datetime = Field(default_factory=lambda: datetime.now(UTC))
     title: str
     study: StudyFacts
+    domain: Domain | None = None
     conclusion: Conclusion
+    controls: tuple[Control, ...] = ()
+    depends_on_picture: bool | None = Field(
+        None, description="whether the answers changed with every exchanged picture; null without such a control"
+    )
     flags: tuple[Flag, ...] = ()
     needs_review: bool
     steps: tuple[Step, ...]
@@ -195,13 +294,31 @@ class Report(Record):
         Times and identifiers may differ. Probabilities are compared as numbers because an engine that reuses work adds
         the same products up in another order.
         """
-        return self._said() == other._said() and _near(self.conclusion.probabilities, other.conclusion.probabilities)
+        return self._said() == other._said() and all(map(_near, self._shares(), other._shares()))
 
     def _said(self) -> dict[str, Any]:
         """The words and what was made of them, as they travel: a list that was a tuple is the same list."""
-        words = {"name", "prompt", "images", "prefix", "reply", "thinking", "finish", "value", "flags"}
-        made = {"findings", "label", "description", "removed", "flags"}
-        return self.model_dump(mode="json", include={"conclusion": made, "steps": {"__all__": words}})
+        words = {"name", "prompt", "prefix", "reply", "thinking", "finish", "value", "flags"}
+        made = {"findings", "label", "description", "removed", "flags", "boxes", "data", "missing"}
+        control = {"kind", "changed", "same", "reworded", "label"}
+        said = self.model_dump(
+            mode="json",
+            include={
+                "domain": {"assessable": True, "checks": {"__all__": {"name", "passed"}}},
+                "conclusion": made,
+                "controls": {"__all__": {**dict.fromkeys(control, True), "steps": {"__all__": words}}},
+                "depends_on_picture": True,
+                "steps": {"__all__": {*words, "images"}},
+            },
+        )
+        for finding in said["conclusion"]["findings"]:
+            del finding["probabilities"]  # compared as numbers
+        return said
+
+    def _shares(self) -> list[Mapping[str, float] | None]:
+        """All probabilities that were concluded, in a fixed order."""
+        own, controls = self.conclusion, [run.probabilities for run in self.controls]
+        return [own.probabilities, *(finding.probabilities for finding in own.findings), *controls]
 
 
 def _near(one: Mapping[str, float] | None, other: Mapping[str, float] | None) -> bool:
@@ -223,9 +340,26 @@ def notice_for(facts: Mapping[str, str]) -> str:
     return f"{NOTICE} {HAI_DEF_NOTICE}" if "medgemma" in weights.lower() else NOTICE
 
 
+def calibrated_how(made: Calibrated | None) -> str:
+    """Whose probabilities they are, in words: calibrated on how many cases of which data set, or the model's own."""
+    if made is None:
+        return "the model's own, not calibrated"
+    return f"calibrated by {made.method} on {made.n} cases of the data set {made.dataset[:12]}"
+
+
 def as_text(report: Report) -> str:
     """The report for a person to read in a terminal or a letter, in lines of at most 100 characters."""
-    parts = (_heading(report), _findings(report), _classification(report), _description(report), _review(report))
+    parts = (
+        _heading(report),
+        _domain(report),
+        _findings(report),
+        _classification(report),
+        _description(report),
+        _data(report),
+        _tables(report),
+        _controls(report),
+        _review(report),
+    )
     text = "\n\n".join(part for part in (*parts, _footer(report)) if part)
     return "\n".join(_wrapped(line) for line in text.split("\n"))
 
@@ -259,8 +393,8 @@ def _findings(report: Report) -> str:
         return ""
     width = max(len(finding.name) for finding in findings) + 2
     lines = [
-        f"  {finding.name:<{width}}{_shown(finding.value)}{_marked(finding.flags)}"
-        + ("  (measured)" if finding.source == "measured" else "")
+        f"  {finding.name:<{width}}{_shown(finding)}{_in(finding)}{_shares(finding)}{_marked(finding.flags)}"
+        + ("  (measured)" if finding.source == "measured" and finding.value is not None else "")
         for finding in findings
     ]
     return "\n".join(["Findings", *lines])
@@ -271,10 +405,11 @@ def _classification(report: Report) -> str:
     if found.label is None and found.probabilities is None:
         return ""
     meaning = f" ({found.label_meaning})" if found.label_meaning else ""
-    lines = ["Classification", f"  {found.label or 'none could be read'}{meaning}"]
+    lines = ["Classification", f"  {found.label or 'none was concluded'}{meaning}"]
     if found.probabilities:
         shares = "  ".join(f"{label} {share:.3f}" for label, share in found.probabilities.items())
-        lines.append(f"  label probabilities (the model's own, not calibrated): {shares}")
+        how = calibrated_how(found.calibrated)
+        lines.append(f"  label probabilities ({how}): {shares}")
     if found.label_mass is not None:
         lines.append(f"  probability that the answer is any of the labels: {found.label_mass:.3f}")
     return "\n".join(lines)
@@ -287,6 +422,54 @@ def _description(report: Report) -> str:
     lines = ["Description (the model's own words)", f"  {found.description or 'none'}"]
     lines += [f"  left out ({removed.reason}): {removed.sentence}" for removed in found.removed]
     return "\n".join(lines)
+
+
+def _domain(report: Report) -> str:
+    domain = report.domain
+    against = [] if domain is None else [check for check in domain.checks if check.passed is False]
+    if domain is None or not against:
+        return ""
+    head = f"{'A doubt' if domain.assessable else 'NOT ASSESSABLE'}: this workflow takes {domain.takes}"
+    return "\n".join([head, *(f"  {check.name}: {check.detail}" for check in against)])
+
+
+def _data(report: Report) -> str:
+    found = report.conclusion
+    if found.data is None and not found.missing:
+        return ""
+    lines = ["Data", *(f"  {line}" for line in dumps(found.data, indent=2, ensure_ascii=False).split("\n"))]
+    return "\n".join([*lines, f"  missing: {', '.join(found.missing)}"] if found.missing else lines)
+
+
+def _tables(report: Report) -> str:
+    return "\n\n".join(_table(table) for table in report.conclusion.tables)
+
+
+def _table(table: QuotedTable) -> str:
+    widths = [max(map(len, column)) for column in zip(table.columns, *table.rows, strict=True)]
+    rows = [
+        "  " + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in (table.columns, *table.rows)
+    ]
+    return "\n".join([table.title, *rows, f"  Source: {table.source}", f"  Limits: {table.limits}"])
+
+
+def _controls(report: Report) -> str:
+    if not report.controls:
+        return ""
+    lines = [
+        f"  {control.kind}: {_became(control)}"
+        + (f", probabilities by at most {control.distance:.3f}" if control.distance is not None else "")
+        for control in report.controls
+    ]
+    told = {True: "the answers depend on the picture", False: "THE ANSWERS DO NOT DEPEND ON THE PICTURE"}
+    return "\n".join(["Controls", *lines, *(f"  {told[d]}" for d in [report.depends_on_picture] if d is not None)])
+
+
+def _became(control: Control) -> str:
+    if control.kind == "paraphrase" and not control.reworded:
+        return "no question of this workflow has other words"
+    return f"{', '.join(control.changed) or 'nothing'} changed"
 
 
 def _review(report: Report) -> str:
@@ -306,12 +489,28 @@ def _footer(report: Report) -> str:
     )
 
 
-def _shown(value: object) -> str:
+def lacking(finding: Finding) -> Literal["not readable", "not measured"]:
+    """Why a finding has no value, in words: nobody reads what code measures."""
+    return "not measured" if finding.source == "measured" else "not readable"
+
+
+def _shown(finding: Finding) -> str:
+    value = finding.value
     if value is None:
-        return "not readable"
+        return lacking(finding)
     if isinstance(value, tuple):
         return ", ".join(value) or "none"
     return str(value)
+
+
+def _in(finding: Finding) -> str:
+    unit = finding.unit
+    return f" {UNITS.get(unit, unit)}" if unit and finding.value is not None else ""
+
+
+def _shares(finding: Finding) -> str:
+    shares = finding.probabilities or {}
+    return f"  ({', '.join(f'{label} {share:.3f}' for label, share in shares.items())})" if shares else ""
 
 
 def _marked(flags: tuple[Flag, ...]) -> str:

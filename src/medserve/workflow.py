@@ -2,13 +2,15 @@
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from time import perf_counter
-from typing import Any, Generic, TypeVar
+from difflib import get_close_matches
+from typing import Any, Generic, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
+from medserve import observation
+from medserve.calibration import Fit
 from medserve.engines import Engine
-from medserve.errors import InvalidRequest
+from medserve.errors import InvalidRequest, NotSupported
 from medserve.flags import Flag
 from medserve.generation import (
     GREEDY,
@@ -22,18 +24,61 @@ from medserve.generation import (
     Usage,
     collect,
 )
-from medserve.images import Concern, Modality, Study
+from medserve.images import Modality, Study
 from medserve.readers import Reader
-from medserve.reports import Conclusion, Provenance, Report, Step, StudyFacts, TokenCounts, is_demonstration, notice_for
+from medserve.reports import Calibrated, Check, Conclusion, Finding, RemovedSentence, Step, TokenCounts
 from medserve.text import Removed
 
 T = TypeVar("T")
+
+
+def listed(names: object) -> object:
+    """Names between commas are a list too, as a command line gives them."""
+    return tuple(filter(None, map(str.strip, names.split(",")))) if isinstance(names, str) else names
 
 
 class Options(BaseModel):
     """What a caller may choose about one run; a workflow adds its own fields."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+    guard: bool = Field(True, description="first hold the study against what the workflow takes")
+    probabilities: bool = Field(False, description="also give the probability of each answer to every closed question")
+    threshold: float | None = Field(
+        None, ge=0, le=1, description="an answer less probable than this is indeterminate; asks for probabilities"
+    )
+    controls: tuple[Literal["blank", "swapped", "paraphrase"], ...] = Field(
+        (), description="run again on an empty picture, on another picture, or in other words, and compare"
+    )
+    calibrate: bool = Field(True, description="apply the calibration that was fitted for this model, if there is one")
+
+    @field_validator("controls", mode="before")
+    @classmethod
+    def _listed(cls, controls: object) -> object:
+        return listed(controls)
+
+
+Look = Callable[[Study], Check]
+"""Holds what can be computed of a study against what a workflow takes."""
+
+
+@dataclass(frozen=True)
+class Domain:
+    """What a workflow takes: in words, by the modalities that files may state, by its looks, by the model's own word.
+
+    No modalities means that how a picture was made does not matter. `kind` is the answer to "what kind of picture is
+    this?" that such a picture should get; "" asks nothing. It is asked about the first picture, or about `each`.
+    """
+
+    takes: str
+    modalities: frozenset[Modality] = frozenset()
+    looks: tuple[Look, ...] = ()
+    kind: str = ""
+    each: bool = False
+
+
+LONGEST_NAME = 40
+"""An unknown option with more characters than these is no misspelling of one that there is."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +98,19 @@ class Workflow:
     options: type[Options] = Options
     max_images: int = 1
     measures: bool = False
+    domain: Domain | None = None
+
+    @property
+    def takes(self) -> str:
+        """What the workflow is for, in words."""
+        return self.domain.takes if self.domain is not None else self.modality.name.lower().replace("_", " ")
+
+    @property
+    def modalities(self) -> frozenset[Modality]:
+        """How a picture may have been made; empty where that does not matter."""
+        if self.domain is not None:
+            return self.domain.modalities
+        return frozenset() if self.modality is Modality.OTHER else frozenset({self.modality})
 
     def check(self, study: Study) -> None:
         """Raise InvalidRequest when the study has more pictures than are taken."""
@@ -62,17 +120,28 @@ class Workflow:
                 param="images",
             )
 
+    def own(self, options: Mapping[str, Any]) -> dict[str, Any]:
+        """As JSON, the options that are this workflow's own, and so may change what the model is asked."""
+        return self.chosen(options).model_dump(mode="json", exclude=set(Options.model_fields))
+
     def chosen(self, options: Mapping[str, Any]) -> Options:
         """The caller's options, checked."""
         try:
             return self.options.model_validate(dict(options))
         except ValidationError as error:
             first = error.errors()[0]
-            place = ".".join(str(part) for part in first["loc"])
-            known = ", ".join(self.options.model_fields) or "none"
-            raise InvalidRequest(
-                f"option {place!r} of {self.name}: {first['msg']}; options are: {known}", param=f"options.{place}"
-            ) from None
+            names = [field.alias or name for name, field in self.options.model_fields.items()]
+            known = ", ".join(names) or "none"
+            name = str(next(iter(first["loc"]), ""))
+            if len(name) <= LONGEST_NAME and get_close_matches(name, names, 1):
+                place, told = f"options.{name}", first["msg"].removeprefix("Value error, ")
+            else:  # a name of the caller's own, which is not repeated
+                place, told = "options", "one is not known"
+            raise InvalidRequest(f"{place} of {self.name}: {told}; options are: {known}", param=place) from None
+
+
+DOUBTS = frozenset({Flag.LABEL_DISAGREEMENT, Flag.LOW_LABEL_MASS, Flag.BLIND, Flag.TRUNCATED})
+"""Flags of a closed answer with which it decides nothing."""
 
 
 @dataclass(frozen=True)
@@ -85,6 +154,26 @@ class Answer(Generic[T]):
     step: str = ""
     removed: tuple[Removed, ...] = ()
     scores: LabelScores | None = None
+    calibrated: Calibrated | None = None
+    probabilities: dict[str, float] | None = None
+    """The probability of each closed answer given that the answer is one of them, where it was asked for."""
+
+    @property
+    def decided(self) -> T | None:
+        """The value where nothing speaks against it."""
+        return None if DOUBTS & set(self.flags) else self.value
+
+    @property
+    def left_out(self) -> tuple[RemovedSentence, ...]:
+        """The sentences that cleaning took out, as a report states them."""
+        return tuple(RemovedSentence(sentence=gone.sentence, reason=gone.reason) for gone in self.removed)
+
+    def finding(self, name: str = "") -> Finding:
+        """The answer as a report states it, under the step's name unless another is given."""
+        value: Any = self.value
+        return Finding(
+            name=name or self.step, value=value, step=self.step, probabilities=self.probabilities, flags=self.flags
+        )
 
 
 @dataclass(frozen=True)
@@ -92,7 +181,11 @@ class Question(Generic[T]):
     """A question as it will be asked: the step's name, the words, and how to read the answer.
 
     `look` shows the study's pictures with the question. `prefix` is a beginning that the answer is forced to have.
-    `score` also asks for the probability of each of these labels as the whole answer.
+    `score` also asks for the probability of each of these labels as the whole answer. `otherwise` is the same question
+    in other words, for the paraphrase control. `pictures` are the places of those pictures that are shown; all of them
+    when it is empty. `constrain` binds the
+    answer to the reader's JSON Schema where the engine can do that. `kind` is the name under which a calibration is
+    kept for a question that is asked about several pictures, each in a step of its own.
     """
 
     step: str
@@ -102,8 +195,14 @@ class Question(Generic[T]):
     look: bool = True
     prefix: str = ""
     score: tuple[str, ...] = ()
+    otherwise: str = ""
+    pictures: tuple[int, ...] = ()
+    constrain: bool = False
+    kind: str = ""
 
 
+SCORED_READERS = frozenset({"one_of", "code_of"})
+"""Readers whose closed answers exclude one another, so that probabilities over them mean something."""
 LEAST_MASS = 0.5
 """The probability that the labels of a scored question should have together."""
 
@@ -111,8 +210,9 @@ Progress = Callable[[str, Step | None], None]
 """Told of each step as it begins (None) and as it ends (the step)."""
 
 
-def _quiet(_name: str, _step: Step | None) -> None:
-    return None
+def quiet(_name: str, _step: Step | None) -> None:
+    """Progress that tells nobody."""
+    return
 
 
 class Consult:
@@ -124,13 +224,47 @@ class Consult:
     """
 
     def __init__(
-        self, engine: Engine, study: Study, *, sampling: Sampling = GREEDY, progress: Progress = _quiet
+        self,
+        engine: Engine,
+        study: Study,
+        *,
+        sampling: Sampling = GREEDY,
+        progress: Progress = quiet,
+        options: Options | None = None,
+        calibrations: Mapping[str, Fit] | None = None,
+        paraphrase: bool = False,
     ) -> None:
         self._engine = engine
         self._study = study
         self._sampling = sampling
         self._progress = progress
+        self._options = options or Options()
+        self._calibrations = (calibrations or {}) if self._options.calibrate else {}
+        self._paraphrase = paraphrase
         self.steps: list[Step] = []
+        self.reworded: list[str] = []
+        """The steps that the paraphrase control asked in other words."""
+
+    @property
+    def room(self) -> int:
+        """Tokens that an answer may well take: half of the model's context, which leaves the rest to the pictures."""
+        return self._engine.capabilities.context // 2
+
+    def again(self, study: Study, *, paraphrase: bool = False) -> "Consult":
+        """The same door with another study behind it, for a control; its steps are its own."""
+        return Consult(
+            self._engine,
+            study,
+            sampling=self._sampling,
+            progress=self._progress,
+            options=self._options,
+            calibrations=self._calibrations,
+            paraphrase=paraphrase,
+        )
+
+    def aside(self) -> "Consult":
+        """The same door for a question that is not the workflow's own: no option applies, and its steps are its own."""
+        return Consult(self._engine, self._study, sampling=self._sampling, progress=self._progress)
 
     async def ask(
         self, step: str, prompt: str, read: Reader[T], *, max_tokens: int = 32, look: bool = True, prefix: str = ""
@@ -151,37 +285,89 @@ class Consult:
         *,
         max_tokens: int = 16,
         look: bool = True,
+        otherwise: str = "",
     ) -> Answer[str]:
         """Ask for one of `labels`, in the model's words and as the probability its logits give to each label."""
-        return await self._put(Question(step, prompt, read, max_tokens, look, score=tuple(labels)))
+        return await self._put(Question(step, prompt, read, max_tokens, look, score=tuple(labels), otherwise=otherwise))
 
     async def _put(self, question: Question[T]) -> Answer[T]:
+        if self._paraphrase and question.otherwise:
+            question = replace(question, prompt=question.otherwise)
+            self.reworded.append(question.step)
         self._progress(question.step, None)
         request = self._request(question)
-        result = await collect(self._engine.stream(request))
-        scores = await self._scores(request, question.score)
-        answer = _read(question, result, scores)
+        with observation.step(question.step):
+            result = await collect(self._engine.stream(request))
+            scores = await self._scores(request, question.score or self._wanted(question.read))
+        answer = self._sure(self._weighed(_read(question, result, scores), question.kind or question.step))
         step = _step(question, request, result, answer, scores)
         self.steps.append(step)
         self._progress(question.step, step)
         return answer
 
     def _request(self, question: Question[T]) -> GenerationRequest:
-        pictures = _pictures(self._study) if question.look else ()
+        pictures = _pictures(self._study, question.pictures) if question.look else ()
         message = Message("user", (*pictures, question.prompt))
-        return GenerationRequest((message,), question.max_tokens, self._sampling, prefix=question.prefix)
+        bound = question.constrain and question.read.schema is not None and self._engine.capabilities.schema
+        return GenerationRequest(
+            (message,),
+            question.max_tokens,
+            self._sampling,
+            prefix=question.prefix,
+            schema=dict(question.read.schema or {}) if bound else None,
+        )
+
+    def _wanted(self, read: Reader[Any]) -> tuple[str, ...]:
+        """The closed answers whose probabilities the caller asked for; controls compare them too."""
+        asked = self._weighs or bool(self._options.controls)
+        return read.options if asked and read.kind in SCORED_READERS else ()
+
+    @property
+    def _weighs(self) -> bool:
+        """Whether the caller asked for probabilities, or for what cannot be had without them."""
+        return self._options.probabilities or self._options.threshold is not None
+
+    def _weighed(self, answer: Answer[T], kind: str) -> Answer[T]:
+        """The answer with its probabilities, calibrated where a calibration was fitted for this question.
+
+        A calibration by a line may favour another answer than the words do; then the words are no longer believed.
+        """
+        if answer.scores is None:
+            return answer
+        own, fit = answer.scores.probabilities, self._calibrations.get(kind)
+        if fit is None or set(fit.labels) != set(own):
+            return replace(answer, probabilities=own)
+        shares = fit.probabilities(answer.scores.logprobs)
+        turned = shares.get(str(answer.value), 1.0) < max(shares.values())
+        flags = once([*answer.flags, *([Flag.LABEL_DISAGREEMENT] if turned else [])])
+        return replace(answer, probabilities=shares, calibrated=fit.record(own), flags=flags)
+
+    def _sure(self, answer: Answer[T]) -> Answer[T]:
+        """The answer, or none where it is less probable than the caller's threshold."""
+        least, shares = self._options.threshold, answer.probabilities
+        if least is None or shares is None or answer.value is None or shares.get(str(answer.value), 0.0) >= least:
+            return answer
+        return replace(answer, value=None, flags=(*answer.flags, Flag.INDETERMINATE))
 
     async def _scores(self, request: GenerationRequest, labels: tuple[str, ...]) -> LabelScores | None:
-        if not labels or not self._engine.capabilities.score:
+        if not labels:
             return None
-        return await self._engine.score(request, labels)
+        if self._engine.capabilities.score:
+            return await self._engine.score(request, labels)
+        if self._weighs:
+            raise NotSupported(
+                f"{self._engine.name} gives no probabilities of answers; leave out probabilities and threshold",
+                param="options",
+            )
+        return None
 
 
-def _pictures(study: Study) -> tuple[Part, ...]:
-    """The study as a prompt shows it: each picture, followed by its label where it has one."""
+def _pictures(study: Study, places: Sequence[int]) -> tuple[Part, ...]:
+    """The pictures at these places (all when there are none), each followed by its label where it has one."""
+    chosen = places or range(len(study.images))
     if not study.labels:
-        return study.images
-    return tuple(part for pair in zip(study.images, study.labels, strict=True) for part in pair)
+        return tuple(study.images[place] for place in chosen)
+    return tuple(part for place in chosen for part in (study.images[place], study.labels[place]))
 
 
 def _read(question: Question[T], result: Result, scores: LabelScores | None) -> Answer[T]:
@@ -196,7 +382,7 @@ def _read(question: Question[T], result: Result, scores: LabelScores | None) -> 
     spoken = result.text.removeprefix(question.prefix)
     reading = question.read.read(spoken)
     flags += [*reading.flags, *_doubts(reading.value, scores)]
-    return Answer(reading.value, spoken, _once(flags), question.step, reading.removed, scores)
+    return Answer(reading.value, spoken, once(flags), question.step, reading.removed, scores)
 
 
 def _doubts(value: object, scores: LabelScores | None) -> list[Flag]:
@@ -230,84 +416,17 @@ def _step(
         value=answer.value,
         flags=answer.flags,
         label_logprobs=scores.logprobs if scores else None,
-        tokens=_counts(usage),
+        tokens=counts(usage),
         prompt_seconds=timings.prompt,
         completion_seconds=timings.completion,
     )
 
 
-def _counts(usage: Usage) -> TokenCounts:
+def counts(usage: Usage) -> TokenCounts:
+    """Token counts as a report records them."""
     return TokenCounts(**asdict(usage))
 
 
-def _once(flags: Sequence[Flag]) -> tuple[Flag, ...]:
+def once(flags: Sequence[Flag]) -> tuple[Flag, ...]:
+    """The flags in their order, each named once."""
     return tuple(dict.fromkeys(flags))
-
-
-async def examine(
-    workflow: Workflow,
-    study: Study,
-    engine: Engine,
-    *,
-    options: Mapping[str, Any] | None = None,
-    sampling: Sampling = GREEDY,
-    progress: Progress = _quiet,
-) -> Report:
-    """Run `workflow` on `study` with `engine` and report all of it.
-
-    Raises InvalidRequest when the study or the options are not what the workflow takes, ModelError or EngineError
-    when the model cannot answer; an answer that cannot be read is no error but a flag.
-    """
-    chosen = workflow.chosen(options or {})
-    workflow.check(study)
-    study = _seen_as(study, workflow.modality)
-    consult = Consult(engine, study, sampling=sampling, progress=progress)
-    began = perf_counter()
-    conclusion = await workflow.run(study, consult, chosen)
-    seconds = perf_counter() - began
-    facts = dict(engine.capabilities.facts)
-    demonstration = [Flag.DEMONSTRATION] if is_demonstration(facts) else []
-    flags = _once([*(flag for step in consult.steps for flag in step.flags), *conclusion.flags, *demonstration])
-    usage = sum((_usage(step) for step in consult.steps), Usage())
-    return Report(
-        title=workflow.title,
-        study=StudyFacts.of(study),
-        conclusion=conclusion,
-        flags=flags,
-        needs_review=bool(flags or study.concerns) or (bool(workflow.labels) and conclusion.label is None),
-        steps=tuple(consult.steps),
-        tokens=_counts(usage),
-        seconds=seconds,
-        provenance=Provenance(
-            workflow=workflow.name,
-            workflow_version=workflow.version,
-            options=chosen.model_dump(mode="json"),
-            model=engine.name,
-            engine=facts.get("engine", "unknown"),
-            facts=facts,
-        ),
-        notice=notice_for(facts),
-    )
-
-
-AKIN = {Modality.DERMOSCOPY: Modality.PHOTOGRAPH}
-"""DICOM knew dermoscopy as photography (XC) before it had a modality of its own."""
-UNSAID = frozenset({"", "OT", "unknown"})
-"""What a DICOM file says when it does not say how the picture was made."""
-
-
-def _seen_as(study: Study, wanted: Modality) -> Study:
-    """The study with what its files say of their making; what contradicts the workflow is a concern, not a change.
-
-    Only where the files say nothing is it taken to be what the workflow is for.
-    """
-    stated = dict(study.facts).get("modality", "")
-    if study.modality is Modality.OTHER and stated in UNSAID:
-        return replace(study, modality=wanted)
-    if study.modality in (wanted, AKIN.get(wanted)):
-        return study
-    return replace(study, concerns=tuple(dict.fromkeys((*study.concerns, Concern.WRONG_MODALITY))))
-
-
-def _usage(step: Step) -> Usage:
-    return Usage(**step.tokens.model_dump())
