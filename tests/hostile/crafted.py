@@ -43,6 +43,7 @@ def attacks() -> Iterator[Attack]:
         ("webp", _webp),
         ("dicom", _dicom),
         ("nifti", _nifti),
+        ("pdf", _pdf),
         ("zip", _zip),
         ("tar", _tar),
         ("dicomdir", _dicomdir),
@@ -479,6 +480,123 @@ def _tar() -> Iterator[tuple[str, bytes]]:
         gzip.compress(samples.tarred({"a.png": png}), mtime=0) + gzip.compress(b"", mtime=0) * 50_000,
     )
     yield "empty", end
+
+
+def _pdf() -> Iterator[tuple[str, bytes]]:
+    def one(page: bytes, *others: bytes) -> bytes:
+        """One page with more objects from number 4 on."""
+        return samples.pdf_of([b"<</Type/Catalog/Pages 2 0 R>>", b"<</Type/Pages/Count 1/Kids[3 0 R]>>", page, *others])
+
+    def shown(content: bytes, resources: bytes = b"", *others: bytes) -> bytes:
+        head = b"<</Type/Page/Parent 2 0 R/MediaBox[0 0 595 842]/Contents 4 0 R/Resources<<%s>>>>" % resources
+        return one(head, samples.stream(content), *others)
+
+    page = b"<</Type/Page/Parent 2 0 R/MediaBox[%s]>>"
+    sound = samples.pdf()
+    yield "a mark and nothing", b"%PDF-1.7"
+    yield "no page", samples.pdf_of([b"<</Type/Catalog/Pages 2 0 R>>", b"<</Type/Pages/Count 0/Kids[]>>"])
+    yield "17 pages", samples.pdf(pages=17)
+    yield "4e9 pages declared", one(page % b"0 0 595 842").replace(b"/Count 1", b"/Count 4000000000")
+    yield (
+        "1e6 pages that are one",
+        samples.pdf_of(
+            [
+                b"<</Type/Catalog/Pages 2 0 R>>",
+                b"<</Type/Pages/Count 1000000/Kids[%s]>>" % (b"3 0 R " * 1_000_000),
+                page % b"0 0 9 9",
+            ]
+        ),
+    )
+    yield (
+        "pages that hold themselves",
+        samples.pdf_of([b"<</Type/Catalog/Pages 2 0 R>>", b"<</Type/Pages/Count 9/Kids[2 0 R 2 0 R]>>"]),
+    )
+    for name, sides in (
+        ("no sides", b"0 0 0 0"),
+        ("sides of 1e30", b"0 0 1e30 1e30"),
+        ("sides of 2**31", b"-2147483648 -2147483648 2147483647 2147483647"),
+        ("a strip", b"0 0 100000 1"),
+        ("sides that are no numbers", b"0 0 nan inf"),
+    ):
+        yield f"a page with {name}", one(page % sides)
+    yield (
+        "content that inflates",
+        one(
+            b"<</Type/Page/Parent 2 0 R/MediaBox[0 0 595 842]/Contents 4 0 R>>",
+            samples.stream(zlib.compress(b"0 0 m 595 842 l S " * 2_000_000), b"/Filter/FlateDecode"),
+        ),
+    )
+    bomb = zlib.compress(zlib.compress(bytes(4 * ZEROS)))
+    yield (
+        "a bomb in a bomb",
+        one(
+            b"<</Type/Page/Parent 2 0 R/MediaBox[0 0 595 842]/Contents 4 0 R>>",
+            samples.stream(bomb, b"/Filter[/FlateDecode/FlateDecode]"),
+        ),
+    )
+    image = b"/Type/XObject/Subtype/Image/Width %d/Height %d/BitsPerComponent 8/ColorSpace/DeviceGray"
+    for side in (60_000, 2**31 - 1):
+        yield (
+            f"a picture of {side} a side",
+            shown(b"595 0 0 842 0 0 cm /I Do", b"/XObject<</I 5 0 R>>", samples.stream(b"", image % (side, side))),
+        )
+    big = zlib.compress(bytes(9_000 * 9_000))
+    yield (
+        "a picture of 81 megapixels",
+        shown(
+            b"595 0 0 842 0 0 cm /I Do",
+            b"/XObject<</I 5 0 R>>",
+            samples.stream(big, image % (9_000, 9_000) + b"/Filter/FlateDecode"),
+        ),
+    )
+    form = b"/Type/XObject/Subtype/Form/BBox[0 0 595 842]/Resources<</XObject<</F %d 0 R/G %d 0 R>>>>"
+    yield "a form that holds itself", shown(b"/F Do", b"/XObject<</F 5 0 R>>", samples.stream(b"/F Do", form % (5, 5)))
+    doubled = [samples.stream(b"/F Do /F Do", form % (number + 1, number + 1)) for number in range(5, 45)]
+    yield (
+        "forms that double 40 times",
+        shown(b"/F Do", b"/XObject<</F 5 0 R>>", *doubled, samples.stream(b"0 0 9 9 re f")),
+    )
+    yield "brackets in brackets", shown(b"[" * 1_000_000)
+    yield "states in states", shown(b"q " * 1_000_000)
+    yield "dictionaries in dictionaries", one(page % b"0 0 9 9" + b"<</A" * 100_000)
+    yield "2000 long lines", shown(b"1 w " + b"0 0 m 595 842 l 300 9 l S " * 2000)
+    yield "dashes without end", shown(b"[0.0001] 0 d 1 w 0 0 m 595 842 l S " * 200)
+    calculator = (
+        b"<</FunctionType 4/Domain[0 1]/Range[0 1 0 1 0 1]%s" % samples.stream(b"{" + b"dup " * 90_000 + b"}")[2:]
+    )
+    yield (
+        "a shading of a long program",
+        shown(
+            b"/S sh",
+            b"/Shading<</S<</ShadingType 2/ColorSpace/DeviceRGB/Coords[0 0 595 842]/Function 5 0 R>>>>",
+            calculator,
+        ),
+    )
+    script = b"<</Type/Catalog/Pages 2 0 R/OpenAction<</S/JavaScript/JS(while(1){})>>>>"
+    yield (
+        "a script that opens it",
+        samples.pdf_of([script, b"<</Type/Pages/Count 1/Kids[3 0 R]>>", page % b"0 0 595 842"]),
+    )
+    launch = b"<</Type/Catalog/Pages 2 0 R/OpenAction<</S/Launch/F(/bin/sh)>>>>"
+    yield (
+        "a program to be launched",
+        samples.pdf_of([launch, b"<</Type/Pages/Count 1/Kids[3 0 R]>>", page % b"0 0 595 842"]),
+    )
+    outside = b"/Type/XObject/Subtype/Image/Width 9/Height 9/BitsPerComponent 8/ColorSpace/DeviceGray/F(/etc/passwd)"
+    yield "a picture from another file", shown(b"/I Do", b"/XObject<</I 5 0 R>>", samples.stream(b"", outside))
+    locked = b"<</Filter/Standard/V 2/R 3/Length 128/P -4/O<%s>/U<%s>>>" % (b"00" * 32, b"11" * 32)
+    yield (
+        "locked",
+        samples.pdf_of(
+            [b"<</Type/Catalog/Pages 2 0 R>>", b"<</Type/Pages/Count 1/Kids[3 0 R]>>", page % b"0 0 595 842", locked],
+            b"/Root 1 0 R/Encrypt 4 0 R/ID[<00><00>]",
+        ),
+    )
+    yield "a table that leads to itself", sound.replace(b"trailer<<", b"trailer<</Prev %d" % sound.index(b"xref\n"))
+    yield "no table", sound[: sound.rindex(b"xref\n0")] + b"trailer<</Root 1 0 R>>"
+    yield "cut short", sound[: len(sound) // 2]
+    yield "1e6 objects of nothing", b"%PDF-1.7\n" + b"".join(b"%d 0 obj null endobj\n" % n for n in range(1, 1_000_001))
+    yield "a mark after a kilobyte", bytes(2000) + sound
 
 
 def _dicomdir() -> Iterator[tuple[str, dict[str, bytes]]]:

@@ -2,7 +2,7 @@
 
 import gzip
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from io import BytesIO
 from pathlib import Path
@@ -172,6 +172,48 @@ def tarred(files: dict[str, bytes]) -> bytes:
     return b"".join(tar_entry(name, data) for name, data in files.items()) + b"\0" * 1024
 
 
+def pdf(inside: bytes = b"", *, form: bool = False, pages: int = 1) -> bytes:
+    """A document with a table of results on every page, a picture where one is given, and a filled field."""
+    objects = [b"<</Type/Catalog/Pages 2 0 R>>", b"", b"<</Type/Font/Subtype/Type1/BaseFont/Helvetica>>"]
+    if form:
+        objects[0] = b"<</Type/Catalog/Pages 2 0 R/AcroForm<</Fields[4 0 R]/DA(/F 12 Tf)/DR<</Font<</F 3 0 R>>>>>>>>"
+        objects.append(
+            b"<</Type/Annot/Subtype/Widget/FT/Tx/T(value)/V(13.5)/Rect[200 500 300 520]/DA(/F 12 Tf)/F 4/P 5 0 R>>"
+        )
+    kids = []
+    shown = stream(
+        b"BT /F 12 Tf 72 700 Td (Haemoglobin 13.5 g/dL  PLANTED^NAME) Tj ET" + b" q 90 0 0 80 72 500 cm /I Do Q"
+    )
+    for _page in range(pages):
+        number = len(objects) + 1
+        kids.append(b"%d 0 R" % number)
+        page = b"<</Type/Page/Parent 2 0 R/MediaBox[0 0 595 842]/Contents %d 0 R" % (number + 1)
+        page += b"/Resources<</Font<</F 3 0 R>>" + (b"/XObject<</I %d 0 R>>" % (number + 2) if inside else b"") + b">>"
+        objects += [page + (b"/Annots[4 0 R]" if form else b"") + b">>", shown]
+        if inside:
+            head = b"/Type/XObject/Subtype/Image/Width 96/Height 80/BitsPerComponent 8/ColorSpace/DeviceRGB"
+            objects.append(stream(inside, head + b"/Filter/DCTDecode"))
+    objects[1] = b"<</Type/Pages/Count %d/Kids[%s]>>" % (pages, b" ".join(kids))
+    return pdf_of(objects)
+
+
+def stream(data: bytes, head: bytes = b"") -> bytes:
+    return b"<<%s/Length %d>>stream\n" % (head, len(data)) + data + b"\nendstream"
+
+
+def pdf_of(objects: Sequence[bytes], trailer: bytes = b"/Root 1 0 R") -> bytes:
+    """Objects, numbered from 1, with a sound table of where they lie."""
+    out = bytearray(b"%PDF-1.7\n")
+    places = []
+    for number, body in enumerate(objects, 1):
+        places.append(len(out))
+        out += b"%d 0 obj" % number + body + b"\nendobj\n"
+    start = len(out)
+    out += b"xref\n0 %d\n0000000000 65535 f \n" % (len(objects) + 1)
+    out += b"".join(b"%010d 00000 n \n" % place for place in places)
+    return bytes(out + b"trailer<</Size %d%s>>\nstartxref\n%d\n%%%%EOF\n" % (len(objects) + 1, trailer, start))
+
+
 def _pydicom_files() -> Iterator[tuple[str, bytes]]:
     folder = Path(pydicom.data.__file__).parent / "test_files"
     for path in sorted(folder.glob("*.dcm")):
@@ -215,6 +257,7 @@ _MADE: dict[str, dict[str, Callable[[], bytes]]] = {
         "four": lambda: nifti((8, 8, 4, 3)),
     },
     "slide": {"aperio": slide},
+    "pdf": {"text": pdf, "picture": lambda: pdf(picture("JPEG")), "form": lambda: pdf(form=True)},
     "zip": {
         "pictures": lambda: zipped({f"{place}.png": picture("PNG") for place in range(3)}),
         "dicom": lambda: zipped({"DICOM/IM1": dicom(), "README.txt": b"see DICOM"}),

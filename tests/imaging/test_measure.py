@@ -183,6 +183,30 @@ def test_candidates_are_apart_sorted_and_limited() -> None:
     assert () == measure.candidates(volume, 2000)
 
 
+def test_long_groups_are_passed_over_and_do_not_count() -> None:
+    """The stone is 8 mm long, from slice to slice; a bone that is longer takes no place of a stone's."""
+    values = phantoms.abdomen()
+    values[10, 26, 40] = 800
+    study = dicom.study(phantoms.series(values), Limits())
+    assert study.volume is not None
+    assert [192] == [one.statistics.voxels for one in measure.candidates(study.volume, 250, longest_mm=8.01, most=1)]
+    assert [1] == [one.statistics.voxels for one in measure.candidates(study.volume, 250, longest_mm=7.99, most=1)]
+
+
+def test_a_candidate_knows_its_own_voxels() -> None:
+    """The box is the least that holds it, and the mask marks it and not its neighbour in the same box."""
+    values = phantoms.abdomen()
+    values[4:8, 28:34, 30:38] = phantoms.KIDNEY
+    values[4, 28:34, 30] = values[4, 28, 30:38] = 900  # an angle
+    values[4, 32, 35] = 900  # and a dot within its box
+    study = dicom.study(phantoms.series(values), Limits())
+    assert study.volume is not None
+    angle, dot = measure.candidates(study.volume, 250)
+    assert (slice(4, 5), slice(28, 34), slice(30, 38)) == angle.box
+    assert (13, False) == (angle.mask.sum(), angle.mask[0, 4, 5])
+    assert ((slice(4, 5), slice(32, 33), slice(35, 36)), 1) == (dot.box, dot.mask.sum())
+
+
 def _only(volume: Volume, index: int) -> np.ndarray:
     region = np.zeros(volume.values.shape, np.bool_)
     region[index] = True

@@ -223,7 +223,7 @@ TURNS: list[Callable[[NDArray[np.uint8]], NDArray[np.uint8]]] = [
 @pytest.mark.parametrize("kind", ["PNG", "TIFF", "WEBP", "JPEG"])
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_orientation_is_applied_once(orientation: int, kind: str) -> None:
-    """A photograph taken with the camera on its side is shown upright, in every format that can say so."""
+    """Defect 002-7: a photograph taken with the camera on its side is upright, in every format that can say so."""
     exif = PIL.Image.Exif()
     exif[0x0112] = orientation
     exact: dict[str, dict[str, Any]] = {"WEBP": {"lossless": True}, "JPEG": {"quality": 100, "subsampling": 0}}

@@ -317,6 +317,21 @@ def test_the_thumbnail_shows_the_whole_slide_and_the_chosen_patches() -> None:
         assert blue[y : y + side, x : x + 3].any(axis=1).mean() > 0.98
 
 
+def test_the_overview_of_the_study_is_without_frames_and_knows_where_patches_lie() -> None:
+    """Of the real slide: the same picture as the thumbnail but for the frames, and a place for each patch."""
+    taken = sample(open_slide(REGION, LIMITS), 20)
+    overview = taken.study.overview
+    assert overview is not None
+    assert (overview.picture.width, overview.picture.height) == (taken.thumbnail.width, taken.thumbnail.height)
+    pixel = 2220 / overview.picture.width
+    for patch, (left, top, right, bottom) in zip(taken.patches, overview.places, strict=True):
+        there = pytest.approx((patch.x, patch.y, patch.x + patch.side, patch.y + patch.side), rel=0.01)
+        assert [edge * pixel for edge in (left, top, right, bottom)] == there
+    framed = (np.asarray(taken.thumbnail.pixels) == (0, 90, 200)).all(axis=2)
+    assert framed.any()
+    assert not (np.asarray(overview.picture.pixels) == (0, 90, 200)).all(axis=2).any()
+
+
 def test_the_study_is_histology_without_labels() -> None:
     """Patches carry no text between them, as in the notebook."""
     study = sample(open_slide(REGION, LIMITS), 20).study
@@ -392,6 +407,7 @@ def test_a_sample_survives_the_way_between_processes() -> None:
     message = wire.packed(Reading(taken.study, taken.thumbnail))
     back = wire.unpacked(Reading, message.text, np.frombuffer(b"".join(message.pieces()), np.uint8))
     assert (taken.study, taken.thumbnail) == (back.study, back.overview)
+    assert taken.study.overview == back.study.overview is not None
 
 
 # --- hostile files ---------------------------------------------------------------------------------------------------

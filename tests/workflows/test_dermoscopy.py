@@ -9,35 +9,42 @@ import pytest
 
 from medserve.engines.scripted import Reply, Scripted
 from medserve.errors import InvalidRequest
+from medserve.examination import examine
 from medserve.flags import Flag
 from medserve.generation import Finish, Usage
 from medserve.images import Modality
 from medserve.imaging import intake
 from medserve.imaging.intake import Wanted
-from medserve.reports import Report, as_text
+from medserve.reports import Report, Step, as_text
 from medserve.settings import Limits
-from medserve.workflow import examine
 from medserve.workflows import find
 from medserve.workflows.dermoscopy import CLASSES
-from tests.pictures import study
+from tests.pictures import drawn, study
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "dermoscopy.json"
 LOOK = (
     "The shape is consistent with the picture. The pigment network is inconsistent with the picture. "
     "In addition, arborizing vessels are visible."
 )
+TAKEN = "dermoscopy"
+"""What the guard hears first: what kind of picture it is."""
 LOGPROBS = {"MEL": -3.0, "NV": -2.0, "BCC": -0.25, "BKL": -4.0}
 ANSWERS = ("Irregular.", "yes", "dots and streaks", "brown, red", LOOK, Reply("BCC", label_logprobs=LOGPROBS))
 
 
 async def report(*replies: str | Reply, **options: Any) -> Report:
     """A report made of these replies."""
-    return await examine(find("dermoscopy"), study(), Scripted(replies), options=options)
+    return await examine(find("dermoscopy"), drawn("lesion-mel"), Scripted((TAKEN, *replies)), options=options)
 
 
 async def with_observation(place: int, reply: str | Reply) -> Report:
     """A report in which one observation was answered with `reply`."""
     return await report(*ANSWERS[:place], reply, *ANSWERS[place + 1 :])
+
+
+def asked(made: Report, name: str) -> Step:
+    """The step of that name."""
+    return next(step for step in made.steps if step.name == name)
 
 
 def value(made: Report, name: str) -> object:
@@ -47,7 +54,7 @@ def value(made: Report, name: str) -> object:
 async def golden(photograph: Path) -> Any:
     """The whole report on a photograph as JSON, without what differs from run to run."""
     study = await intake.read([photograph.read_bytes()], Limits(), Wanted(Modality.DERMOSCOPY))
-    made = await examine(find("dermoscopy"), study, Scripted(ANSWERS))
+    made = await examine(find("dermoscopy"), study, Scripted((TAKEN, *ANSWERS)))
     return json.loads(
         made.model_dump_json(exclude={"id": True, "created": True, "seconds": True, "provenance": {"medserve"}})
     )
@@ -62,20 +69,19 @@ async def test_the_golden_report(dermoscopy: Path) -> None:
 
 
 async def test_four_observations_a_second_look_and_a_class() -> None:
-    """Six questions, in the order of the protocol; the last is asked without the picture."""
+    """Six questions after the guard's, in the order of the protocol; the last is asked without the picture."""
     made = await report(*ANSWERS)
 
-    assert ["Shape", "Pigment network", "Structures", "Colours", "Second look", "Classification"] == [
-        step.name for step in made.steps
-    ]
-    assert [1, 1, 1, 1, 1, 0] == [len(step.images) for step in made.steps]
+    course = ("Kind of picture", "Shape", "Pigment network", "Structures", "Colours", "Second look", "Classification")
+    assert course == tuple(step.name for step in made.steps)
+    assert [1, 1, 1, 1, 1, 1, 0] == [len(step.images) for step in made.steps]
 
 
 async def test_each_observation_is_one_question_of_at_most_32_tokens() -> None:
     """A small question leaves little room to wander."""
     made = await report(*ANSWERS)
 
-    assert {32} == {step.max_tokens for step in made.steps[:4]}
+    assert {32} == {step.max_tokens for step in made.steps[:5]}
 
 
 async def test_signs_are_asked_for_on_request() -> None:
@@ -92,7 +98,7 @@ async def test_the_second_look_is_given_what_was_observed() -> None:
     made = await report(*ANSWERS)
 
     expected = "- Shape: irregular\n- Pigment network: yes\n- Structures: dots, streaks\n- Colours: brown, red\n"
-    assert expected in made.steps[4].prompt
+    assert expected in asked(made, "Second look").prompt
 
 
 async def test_label_probabilities_are_normalised_logits() -> None:
@@ -130,7 +136,7 @@ async def test_defect_000_6_red_stays_red() -> None:
     made = await with_observation(3, "red and purple")
 
     assert ("red", "purple") == value(made, "Colours")
-    assert "Colours: red, purple" in made.steps[4].prompt
+    assert "Colours: red, purple" in asked(made, "Second look").prompt
 
 
 async def test_defect_000_6_arborizing_vessels_stay() -> None:
@@ -173,7 +179,7 @@ async def test_an_unreadable_observation_is_said_to_be_so(place: int) -> None:
     finding = made.conclusion.findings[place]
     assert finding.value is None
     assert Flag.UNREADABLE in finding.flags
-    assert f"- {finding.name}: not readable" in made.steps[4].prompt
+    assert f"- {finding.name}: not readable" in asked(made, "Second look").prompt
     assert made.needs_review
 
 
@@ -187,7 +193,7 @@ async def test_removed_sentences_are_kept_with_their_reasons() -> None:
     assert [("I'm sorry, I cannot assist with that.", Flag.REFUSAL)] == [
         (gone.sentence, gone.reason) for gone in made.conclusion.removed
     ]
-    assert "sorry" not in made.steps[5].prompt
+    assert "sorry" not in asked(made, "Classification").prompt
 
 
 async def test_defect_000_7_the_report_shows_the_cleaned_description() -> None:

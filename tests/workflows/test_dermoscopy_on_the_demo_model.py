@@ -8,12 +8,12 @@ import pytest
 
 from medserve.engines import llama_cpp
 from medserve.engines.llama_cpp import LlamaCpp
+from medserve.examination import examine
 from medserve.flags import Flag
 from medserve.images import Study
 from medserve.imaging import raster
 from medserve.reports import DEMO_NOTICE, Report
 from medserve.settings import DEMO, DEMO_MODEL, Limits, Settings
-from medserve.workflow import examine
 from medserve.workflows import find
 
 
@@ -43,11 +43,11 @@ async def test_a_drawing_is_given_its_class(kind: str, engine: LlamaCpp) -> None
 
 
 async def test_the_picture_is_encoded_once_for_all_questions(engine: LlamaCpp, dermoscopy: Path) -> None:
-    """Eight questions show it and one encode serves them; each question after the first reuses its tokens."""
+    """Nine questions show it and one encode serves them; each question after the first reuses its tokens."""
     report = await examined(dermoscopy, engine, signs=True)
 
     shown = [step for step in report.steps if step.images]
-    assert 8 == len(shown)
+    assert 9 == len(shown)
     assert 1 == report.tokens.encodes
     assert all(step.tokens.cached >= step.tokens.image > 0 for step in shown[1:])
 
@@ -60,7 +60,7 @@ async def test_reuse_changes_no_word(engine: LlamaCpp, dermoscopy: Path) -> None
     finally:
         await cold.close()
 
-    assert 5 == afresh.tokens.encodes
+    assert 6 == afresh.tokens.encodes
     assert (await examined(dermoscopy, engine)).same_answers(afresh)
 
 

@@ -20,7 +20,7 @@ from medserve.imaging.isolation import Reading
 from medserve.imaging.material import File, Wanted, check_count, total_limit
 from medserve.settings import Limits
 
-NAMES = "JPEG, PNG, TIFF, WebP, BMP, GIF, DICOM, NIfTI, a slide (SVS, NDPI, pyramidal TIFF), a folder, zip or tar"
+NAMES = "JPEG, PNG, TIFF, WebP, BMP, GIF, DICOM, NIfTI, PDF, a slide (SVS, NDPI, pyramidal TIFF), a folder, zip or tar"
 
 USUAL = 10.0
 """Magnification of a slide's patches where none is asked for: the middle one of MedGemma's training."""
@@ -33,6 +33,7 @@ class Format(StrEnum):
     DICOM = "DICOM"
     NIFTI = "NIfTI"
     PICTURE = "picture"
+    PDF = "PDF"
 
 
 def read(found: Sequence[File | Path], limits: Limits, wanted: Wanted) -> Reading:
@@ -44,6 +45,16 @@ def read(found: Sequence[File | Path], limits: Limits, wanted: Wanted) -> Readin
     else:
         reading = Reading(_study(format_, [_content(file, format_, limits) for file in chosen], limits, wanted))
     return _with_left_out(reading) if left_out else reading
+
+
+def instances(found: Sequence[File | Path], limits: Limits) -> list[bytes]:
+    """The DICOM files in all that was handed over, as they are; none where it is of another kind. Blocking."""
+    format_, chosen, _others = _sorted_out(list(_files(found, limits)))
+    return [file.content(limits.file_bytes, "limits.file_bytes") for file in chosen if _is_dicom(file, format_)]
+
+
+def _is_dicom(file: File, format_: Format) -> bool:
+    return format_ is Format.DICOM or (format_ is Format.SLIDE and file.head[128:132] == b"DICM")
 
 
 def _files(found: Iterable[File | Path], limits: Limits) -> Iterator[File]:
@@ -111,11 +122,21 @@ def _format(file: File) -> Format | None:
 
     if dicom.claims(file.head):
         return Format.DICOM
-    if file.head[:2] != b"\x1f\x8b" and len(file.head) < 352:
-        return None
-    from medserve.imaging import nifti
+    return _document(file)
 
-    return Format.NIFTI if nifti.claims(file.head) else None
+
+def _document(file: File) -> Format | None:
+    """A volume in one file, or a document: what has no mark at its very beginning."""
+    if file.head[:2] == b"\x1f\x8b" or len(file.head) >= 352:
+        from medserve.imaging import nifti
+
+        if nifti.claims(file.head):
+            return Format.NIFTI
+    if b"%PDF-" not in file.head:
+        return None
+    from medserve.imaging import pdf
+
+    return Format.PDF if pdf.claims(file.head) else None
 
 
 def _unknown(file: File) -> ImageUnreadable:
@@ -125,8 +146,8 @@ def _unknown(file: File) -> ImageUnreadable:
 
 
 def _content(file: File, format_: Format, limits: Limits) -> bytes:
-    """A picture is small; a volume in one file is as large as its series."""
-    if format_ is Format.PICTURE:
+    """A picture or a document is small; a volume in one file is as large as its series."""
+    if format_ in {Format.PICTURE, Format.PDF}:
         return file.content(limits.image_bytes, "limits.image_bytes")
     return file.content(limits.file_bytes, "limits.file_bytes")
 
@@ -142,6 +163,12 @@ def _study(format_: Format, contents: list[bytes], limits: Limits, wanted: Wante
         if len(contents) > 1:
             raise ImageUnreadable(f"there are {len(contents)} NIfTI files; send one volume", param="files")
         return nifti.study(contents[0], limits, wanted.modality)
+    if format_ is Format.PDF:
+        from medserve.imaging import pdf
+
+        if len(contents) > 1:
+            raise ImageUnreadable(f"there are {len(contents)} PDF documents; send one", param="files")
+        return pdf.study(contents[0], limits, wanted.modality)
     if len(contents) > limits.images:
         raise ImageTooLarge(f"there are {len(contents)} pictures and at most {limits.images} are read", param="files")
     images = tuple(raster.decode(content, limits) for content in contents)

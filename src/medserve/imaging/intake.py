@@ -17,7 +17,7 @@ __all__ = ["Material", "Reading", "Wanted", "read", "reading"]
 
 
 async def read(materials: Sequence[Material], limits: Limits, wanted: Wanted = DEFAULT) -> Study:
-    """One study from pictures, DICOM files, a DICOMDIR, NIfTI, a slide, folders, zip or tar archives.
+    """One study from pictures, DICOM files, a DICOMDIR, NIfTI, a PDF, a slide, folders, zip or tar archives.
 
     Bytes are the content of a file; a path may be any file or folder that this process may read, so paths must come
     from somebody who may choose that. Raises InvalidRequest (mostly ImageUnreadable or ImageTooLarge), or WorkerCrashed

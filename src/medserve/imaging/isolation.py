@@ -22,11 +22,13 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from time import monotonic
-from typing import BinaryIO
+from typing import BinaryIO, Literal
 
 import anyio
+import numpy as np
 import structlog
 from anyio.lowlevel import RunVar
+from numpy.typing import NDArray
 
 from medserve import scratch
 from medserve.errors import ImageError, ImageUnreadable, InvalidRequest, MedserveError, WorkerCrashed, by_code
@@ -48,6 +50,8 @@ BYTES_PER_SECOND = 2_000_000
 """How slowly the rest of a sound file may be decoded; JPEG 2000 on a busy core does ten times as much."""
 MOST_SECONDS = 30.0
 MOST_CROWDED = 4.0
+DOCUMENT_SECONDS = 15.0
+"""More time for a document, whose library is loaded when first needed."""
 MOST_REPLY = 2**30
 """Bytes of pixels in one reply: 125 patches of a slide are a third of this."""
 GROWN = 384 * 2**20
@@ -82,12 +86,16 @@ class Part:
 
 @dataclass(frozen=True)
 class Order:
-    """What a child is to do: read these parts within `seconds`. `limits` is JSON."""
+    """What a child is to do: read these parts within `seconds`. `limits` is JSON.
+
+    Or, to `write` "document", make a structured report: the first part is a report's JSON, the others are its study.
+    """
 
     parts: tuple[Part, ...]
     wanted: Wanted
     limits: str
     seconds: float
+    write: Literal["", "document"] = ""
 
 
 @dataclass(frozen=True)
@@ -110,10 +118,11 @@ class Failure:
 
 @dataclass(frozen=True)
 class Reply:
-    """A reading or a failure; exactly one of them."""
+    """A reading, a document's bytes or a failure; exactly one of them."""
 
     reading: Reading | None = None
     failure: Failure | None = None
+    document: NDArray[np.uint8] | None = None
 
 
 class Gone(Exception):
@@ -128,6 +137,14 @@ class Gone(Exception):
 async def read(materials: Sequence[Material], limits: Limits, wanted: Wanted) -> Reading:
     """Have a child read the materials as one study. Raises InvalidRequest (mostly ImageError), or WorkerCrashed."""
     return await anyio.to_thread.run_sync(decoders().read, materials, limits, wanted, limiter=_lane())
+
+
+async def document(report: bytes, materials: Sequence[Material], limits: Limits, wanted: Wanted) -> bytes:
+    """Have a child write a report (JSON) on the study in `materials` as a DICOM structured report.
+
+    Raises InvalidRequest where the materials are not that study, or WorkerCrashed.
+    """
+    return await anyio.to_thread.run_sync(decoders().document, report, materials, limits, wanted, limiter=_lane())
 
 
 _limiter: RunVar[anyio.CapacityLimiter] = RunVar("medserve-decoders")
@@ -185,17 +202,30 @@ class Decoders:
     def read(self, materials: Sequence[Material], limits: Limits, wanted: Wanted) -> Reading:
         """One study; raises InvalidRequest with the reason when there is none."""
         seconds = self._seconds or budget(materials) * crowding()
-        order = Order(tuple(_part(material) for material in materials), wanted, limits.model_dump_json(), seconds)
+        parts = tuple(_part(material) for material in materials)
+        reply = self._answered(Order(parts, wanted, limits.model_dump_json(), seconds), materials)
+        if reply.reading is None:
+            raise _error(reply.failure or Failure(ImageUnreadable.code, "the decoder said nothing"))
+        return reply.reading
+
+    def document(self, report: bytes, materials: Sequence[Material], limits: Limits, wanted: Wanted) -> bytes:
+        """A structured report's file; raises InvalidRequest with the reason when there is none."""
+        seconds = self._seconds or (DOCUMENT_SECONDS + budget(materials)) * crowding()
+        given = (report, *materials)
+        parts = tuple(_part(material) for material in given)
+        reply = self._answered(Order(parts, wanted, limits.model_dump_json(), seconds, "document"), given)
+        if reply.document is None:
+            raise _error(reply.failure or Failure(ImageUnreadable.code, "the decoder said nothing"))
+        return reply.document.tobytes()
+
+    def _answered(self, order: Order, materials: Sequence[Material]) -> Reply:
         with _nameless() as given, _nameless() as pixels:
             for material in materials:
                 if isinstance(material, bytes):
                     given.write(material)
             given.flush()
             pixels.truncate(MOST_REPLY)  # takes no memory until it is written to
-            reply = self._ask(order, given.fileno(), pixels.fileno())
-        if reply.reading is None:
-            raise _error(reply.failure or Failure(ImageUnreadable.code, "the decoder said nothing"))
-        return reply.reading
+            return self._ask(order, given.fileno(), pixels.fileno())
 
     def pids(self) -> tuple[int, ...]:
         """The idle children's process numbers."""

@@ -12,7 +12,7 @@ calliper does. On drawn round stones of 3 to 10 mm it is right to 0.1 mm with vo
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import product
 
 import numpy as np
@@ -59,6 +59,10 @@ class Candidate:
     """Between its edges, half-way from its brightest value to its surroundings."""
     volume_mm3: float | None
     """None where a single slice gives no depth."""
+    box: tuple[slice, slice, slice]
+    """The least box of slices, rows and columns that holds it."""
+    mask: Mask = field(compare=False, repr=False)
+    """Which of the box's voxels belong to it, bool of the box's shape."""
 
 
 def points(volume: Volume, voxels: NDArray[np.float64]) -> Points:
@@ -174,11 +178,18 @@ def _neighbours(axis: int, step: int) -> tuple[tuple[slice, ...], tuple[slice, .
 
 
 def candidates(
-    volume: Volume, above: float, *, smallest_mm3: float = 0.0, within: Mask | None = None, most: int = 100
+    volume: Volume,
+    above: float,
+    *,
+    smallest_mm3: float = 0.0,
+    longest_mm: float = np.inf,
+    within: Mask | None = None,
+    most: int = 100,
 ) -> tuple[Candidate, ...]:
     """Connected groups of voxels over a threshold in HU, the largest first, at most `most` of them.
 
-    `within` limits the search to a region. Raises ImageError where the values are not Hounsfield units.
+    `within` limits the search to a region; groups with a larger extent along an axis than `longest_mm` are passed over
+    unmeasured. Raises ImageError where the values are not Hounsfield units.
     """
     if volume.unit != "HU":
         raise ImageError("a threshold in HU needs a CT in Hounsfield units, and these values are not", param="image")
@@ -188,23 +199,34 @@ def candidates(
         bright &= within
     labels, _count = ndimage.label(bright, TOUCHING)
     boxes = ndimage.find_objects(labels)
-    sizes = np.bincount(labels.ravel())[1:]
-    found = []
-    for index in np.argsort(-sizes, kind="stable")[: max(most, 0)]:
-        part = _cut(volume, boxes[index])
-        inside = labels[part.box] == index + 1
-        one = _candidate(part, inside)
+    sizes = np.bincount(labels[bright])[1:]
+    deep = thicknesses(volume) if len(volume.values) > 1 else np.zeros(1)
+    largest_voxel = float(deep.max() * np.linalg.norm(np.cross(volume.down, volume.across)))
+    found = list[Candidate]()
+    for index in np.argsort(-sizes, kind="stable"):
+        if len(found) >= most or (largest_voxel and sizes[index] * largest_voxel < smallest_mm3):
+            break
+        if max(_extents(volume, boxes[index], deep)) > longest_mm:
+            continue
+        one = _candidate(_cut(volume, boxes[index]), labels[boxes[index]] == index + 1)
         if one.volume_mm3 is None or one.volume_mm3 >= smallest_mm3:
             found.append(one)
     return tuple(found)
 
 
+def _extents(volume: Volume, box: tuple[slice, ...], deep: NDArray[np.float64]) -> tuple[float, float, float]:
+    """How long a box is along the slices, the rows and the columns, in mm; `deep` is what each slice stands for."""
+    _between, down, across = volume.spacing
+    return float(deep[box[0]].sum()), (box[1].stop - box[1].start) * down, (box[2].stop - box[2].start) * across
+
+
 @dataclass(frozen=True)
 class _Part:
-    """A box cut out of a volume with a margin, so that small things are measured in a small array."""
+    """A box cut out of a volume with a margin round the `least` one, so that small things cost a small array."""
 
     volume: Volume
     box: tuple[slice, slice, slice]
+    least: tuple[slice, slice, slice]
     thicknesses: NDArray[np.float64] | None
 
 
@@ -213,10 +235,14 @@ def _cut(volume: Volume, box: tuple[slice, ...]) -> _Part:
     across, down = np.array(volume.across), np.array(volume.down)
     origins = volume.positions[grown[0]] + grown[1].start * down + grown[2].start * across
     part = Volume(volume.values[grown].copy(), origins.copy(), volume.down, volume.across, volume.unit)
-    return _Part(part, grown, thicknesses(volume)[grown[0]] if len(volume.values) > 1 else None)
+    deep = thicknesses(volume)[grown[0]] if len(volume.values) > 1 else None
+    return _Part(part, grown, (box[0], box[1], box[2]), deep)
 
 
-def _candidate(part: _Part, inside: Mask) -> Candidate:
+def _candidate(part: _Part, mask: Mask) -> Candidate:
+    """What is measured of the group that `mask` marks in the part's least box."""
+    inside = np.zeros(part.volume.values.shape, np.bool_)
+    inside[tuple(_within(one, whole) for one, whole in zip(part.least, part.box, strict=True))] = mask
     where = np.argwhere(inside).astype(np.float64).mean(axis=0)
     middle = points(part.volume, where[None])[0]
     centre = where + [cut.start for cut in part.box]
@@ -229,7 +255,14 @@ def _candidate(part: _Part, inside: Mask) -> Candidate:
         diameter(part.volume, inside),
         edge_diameter(part.volume, inside),
         filled,
+        part.least,
+        mask,
     )
+
+
+def _within(one: slice, whole: slice) -> slice:
+    """A slice counted from where another begins."""
+    return slice(one.start - whole.start, one.stop - whole.start)
 
 
 def _check(volume: Volume, region: Mask) -> None:

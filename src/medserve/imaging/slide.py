@@ -31,7 +31,7 @@ from numpy.typing import NDArray
 from PIL import ImageDraw, ImageFont
 
 from medserve.errors import ImageError, ImageTooLarge, ImageUnreadable, MagnificationUnknown, NoTissue
-from medserve.images import Concern, Image, Modality, Source, Study
+from medserve.images import Concern, Image, Modality, Overview, Source, Study
 from medserve.imaging import tiff, tissue
 from medserve.settings import Limits
 
@@ -234,7 +234,13 @@ def sample(slide: Slide, magnification: float = 10.0, count: int = PATCHES, seed
     patches = tuple(patch for _column, _row, patch in chosen)
     concerns = slide.concerns + tuple(_concerns(slide, scale, magnification, len(candidates) - len(chosen)))
     return SlideSample(
-        study=Study(images, Modality.HISTOLOGY, concerns=concerns, facts=tuple(_said(slide, scale, overview))),
+        study=Study(
+            images,
+            Modality.HISTOLOGY,
+            concerns=concerns,
+            facts=tuple(_said(slide, scale, overview)),
+            overview=_placed(slide, overview, patches),
+        ),
         patches=patches,
         thumbnail=_drawn(slide, overview, patches),
         mask=_small(overview),
@@ -610,6 +616,16 @@ def _small(overview: _Overview) -> NDArray[np.bool_]:
     """The mask at the thumbnail's scale: where at least half is tissue."""
     grey = PIL.Image.fromarray(overview.mask.astype(np.uint8) * 255)
     return np.asarray(grey.reduce(overview.shrink)) >= 128
+
+
+def _placed(slide: Slide, overview: _Overview, patches: tuple[Patch, ...]) -> Overview:
+    """The small picture and the places of the chosen patches in it."""
+    pixel = overview.downsample * overview.shrink
+    places = tuple(
+        (one.x / pixel, one.y / pixel, (one.x + one.side) / pixel, (one.y + one.side) / pixel) for one in patches
+    )
+    source = Source(slide.format, "RGB", slide.width, slide.height)
+    return Overview(Image(np.array(overview.picture), source), places)
 
 
 def _drawn(slide: Slide, overview: _Overview, patches: tuple[Patch, ...]) -> Image:

@@ -16,6 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from medserve.errors import ImageTooLarge, ImageUnreadable, MedserveError
 from medserve.imaging import formats, lodging, wire
@@ -74,6 +75,8 @@ def answer(order: Order, file: int) -> Reply:
     """The reading, or why there is none; nothing is raised."""
     try:
         limits = Limits.model_validate_json(order.limits)
+        if order.write:
+            return Reply(document=_document(order, file, limits))
         reading = formats.read(_found(order.parts, file), limits, order.wanted)
         return Reply(reading if order.wanted.volume else replace(reading, study=replace(reading.study, volume=None)))
     except MedserveError as error:
@@ -83,6 +86,14 @@ def answer(order: Order, file: int) -> Reply:
     except BaseException as error:  # what no module foresaw; a panic of a decoder written in Rust is no Exception
         refusal = ImageUnreadable("the file is damaged, cut short or of a kind that is not read", param="image")
         return _failed(refusal, surprise=_place(error))
+
+
+def _document(order: Order, file: int, limits: Limits) -> NDArray[np.uint8]:
+    """The structured report that is asked for; its library, which is large, is loaded now and not before."""
+    from medserve.workers import structured_report
+
+    report, *files = _found(order.parts, file)
+    return np.frombuffer(structured_report.written(report, files, limits, order.wanted), np.uint8)
 
 
 def _message(reply: Reply) -> wire.Message:

@@ -10,10 +10,11 @@ from typing import Any
 
 from pydantic import Field
 
+from medserve import guard
 from medserve.images import Modality, Study
 from medserve.readers import any_of, code_of, one_of, prose, words_from
-from medserve.reports import Conclusion, Finding, RemovedSentence
-from medserve.workflow import Answer, Consult, Options, Question, Workflow
+from medserve.reports import Conclusion
+from medserve.workflow import Answer, Consult, Domain, Options, Question, Workflow
 
 SHAPE = "What is the overall shape of the lesion? Answer with one word: round, oval or irregular."
 NETWORK = "Is a pigment network visible in the lesion? Answer yes or no."
@@ -22,6 +23,11 @@ COLOURS = "Which colours does the lesion have? Answer with colour names only, se
 VESSELS = "Which vessels are visible: arborizing, dotted, linear? Name those you see, or answer none."
 REGRESSION = "Is regression or a blue-white veil visible? Answer yes or no."
 KERATOSIS = "Are comedo-like openings or milia-like cysts visible? Answer yes or no."
+WHICH = (
+    "Which class fits best: MEL (melanoma), NV (melanocytic nevus), BCC (basal cell carcinoma) or "
+    "BKL (benign keratosis)? Answer with one code."
+)
+WHICH_OTHERWISE = "What is the most likely class: MEL, NV, BCC or BKL? Answer with the code."
 
 COLOUR_NAMES = ("white", "blue", "black", "brown", "yellow", "pink", "orange", "gray", "tan", "red", "purple")
 CLASSES = {
@@ -38,15 +44,50 @@ SYNONYMS = {
 }
 
 FEATURES = (
-    Question("Shape", SHAPE, one_of("round", "oval", "irregular")),
-    Question("Pigment network", NETWORK, one_of("yes", "no")),
-    Question("Structures", STRUCTURES, any_of("dots", "globules", "streaks")),
-    Question("Colours", COLOURS, words_from(*COLOUR_NAMES)),
+    Question(
+        "Shape",
+        SHAPE,
+        one_of("round", "oval", "irregular"),
+        otherwise="Which shape does the lesion have? Round, oval or irregular?",
+    ),
+    Question(
+        "Pigment network",
+        NETWORK,
+        one_of("yes", "no"),
+        otherwise="Do you see a pigment network? Reply with yes or no.",
+    ),
+    Question(
+        "Structures",
+        STRUCTURES,
+        any_of("dots", "globules", "streaks"),
+        otherwise="Of dots, globules and streaks, which are there? Name them, or say none.",
+    ),
+    Question(
+        "Colours",
+        COLOURS,
+        words_from(*COLOUR_NAMES),
+        otherwise="Which colours do you see? Answer with colour names.",
+    ),
 )
 SIGNS = (
-    Question("Vessels", VESSELS, any_of("arborizing", "dotted", "linear")),
-    Question("Regression or blue-white veil", REGRESSION, one_of("yes", "no")),
-    Question("Comedo-like openings or milia-like cysts", KERATOSIS, one_of("yes", "no")),
+    Question(
+        "Vessels",
+        VESSELS,
+        any_of("arborizing", "dotted", "linear"),
+        otherwise="Are there arborizing, dotted or linear vessels? Name them, or say none.",
+    ),
+    Question(
+        "Regression or blue-white veil",
+        REGRESSION,
+        one_of("yes", "no"),
+        otherwise="Do you see regression or a blue-white veil? Reply with yes or no.",
+    ),
+    Question(
+        "Comedo-like openings or milia-like cysts",
+        KERATOSIS,
+        one_of("yes", "no"),
+        otherwise="Do you see comedo-like openings or milia-like cysts? Reply with yes or no.",
+    ),
 )
 
 
@@ -69,16 +110,18 @@ async def run(study: Study, consult: Consult, options: DermoscopyOptions) -> Con
         tuple(CLASSES),
         max_tokens=32,
         look=False,
+        otherwise=classification(findings, description, WHICH_OTHERWISE),
     )
     scores = verdict.scores
     return Conclusion(
-        findings=tuple(_finding(answer) for answer in observed),
+        findings=tuple(answer.finding() for answer in observed),
         label=verdict.value,
         label_meaning=CLASSES[verdict.value] if verdict.value else None,
-        probabilities=scores.probabilities if scores else None,
+        probabilities=verdict.probabilities,
+        calibrated=verdict.calibrated,
         label_mass=scores.mass if scores else None,
         description=description,
-        removed=tuple(RemovedSentence(sentence=gone.sentence, reason=gone.reason) for gone in look.removed),
+        removed=look.left_out,
     )
 
 
@@ -97,14 +140,10 @@ def second_look(findings: Mapping[str, str]) -> str:
     )
 
 
-def classification(findings: Mapping[str, str], description: str) -> str:
+def classification(findings: Mapping[str, str], description: str, which: str = WHICH) -> str:
     """The text-only question that ends the protocol; `description` is the cleaned second look and may be empty."""
     second = f"\n\nSecond look: {description}" if description else ""
-    return (
-        f"Observations of a skin lesion by dermoscopy:\n{observations(findings)}{second}\n\n"
-        "Which class fits best: MEL (melanoma), NV (melanocytic nevus), BCC (basal cell carcinoma) or "
-        "BKL (benign keratosis)? Answer with one code."
-    )
+    return f"Observations of a skin lesion by dermoscopy:\n{observations(findings)}{second}\n\n{which}"
 
 
 def _spoken(answer: Answer[Any]) -> str:
@@ -116,10 +155,6 @@ def _spoken(answer: Answer[Any]) -> str:
     return str(answer.value)
 
 
-def _finding(answer: Answer[Any]) -> Finding:
-    return Finding(name=answer.step, value=answer.value, step=answer.step, flags=answer.flags)
-
-
 workflow = Workflow(
     name="dermoscopy",
     title="Dermoscopy report",
@@ -128,4 +163,10 @@ workflow = Workflow(
     run=run,
     labels=CLASSES,
     options=DermoscopyOptions,
+    domain=Domain(
+        takes="a dermoscopic photograph of one skin lesion",
+        modalities=frozenset({Modality.DERMOSCOPY, Modality.PHOTOGRAPH}),
+        looks=(guard.skin,),
+        kind="dermoscopy",
+    ),
 )
