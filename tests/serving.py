@@ -5,6 +5,7 @@ import re
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -54,7 +55,9 @@ def serving(*arguments: str, environment: Mapping[str, str] | None = None) -> It
     """A service that is ready to answer."""
     command = [sys.executable, "-m", "medserve", "serve", "--port", "0", *arguments]
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("MEDSERVE_")}
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, env={**inherited, **(environment or {})})
+    # A home of its own: services that share one do each other's jobs.
+    home = {"MEDSERVE_HOME": tempfile.mkdtemp(prefix="home-", dir=os.environ.get("HOME"))}
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, env={**inherited, **home, **(environment or {})})
     service = Service(process)
     reader = threading.Thread(target=_follow, args=(service,), daemon=True)
     reader.start()

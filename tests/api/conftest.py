@@ -39,6 +39,13 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
         yield running
 
 
+@pytest.fixture(scope="session")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    """A service on the real engine and the demonstration model, for all tests that leave it running."""
+    with serving(environment={"MEDSERVE_HOME": str(tmp_path_factory.mktemp("home"))}) as running:
+        yield running
+
+
 @pytest.fixture
 def client(service: Service) -> Iterator[httpx.Client]:
     """A plain HTTP client of that service."""

@@ -21,6 +21,7 @@ SECRET = "Mustermann"
 """Stands in every text, file and file name that is sent here; it may come back nowhere."""
 
 CHAT = "/v1/chat/completions"
+RESPONSES = "/v1/responses"
 DERMOSCOPY = "/v1/workflows/dermoscopy"
 JSON = {"Content-Type": "application/json"}
 TURN = {"role": "user", "content": SECRET}
@@ -40,6 +41,16 @@ def shown(url: object) -> dict[str, Any]:
     """A chat request with a picture at `url`."""
     picture = {"type": "image_url", "image_url": {"url": url}}
     return turns({"role": "user", "content": [picture, {"type": "text", "text": SECRET}]})
+
+
+def response(**changes: Any) -> dict[str, Any]:
+    """A request for a response that would be in order without the changes."""
+    return {"json": {"input": SECRET, **changes}}
+
+
+def shown_item(url: object) -> dict[str, Any]:
+    """A message with a picture at `url`."""
+    return {"role": "user", "content": [{"type": "input_image", "image_url": url}]}
 
 
 def raw(body: bytes, kind: str = "application/json") -> dict[str, Any]:
@@ -111,6 +122,63 @@ PICTURES = {
     "a PNG with a text bomb": (png(64, 64, TEXT_BOMB), 400, "save it again"),
 }
 URL = "messages.0.content.0.image_url.url"
+ITEM = "input.0.content.0.image_url"
+TOOL = {"type": "function", "name": SECRET}
+RESPONSE_ROWS: list[tuple[str, dict[str, Any], str, str]] = [
+    ("an empty input", {"input": []}, "input", "at least 1"),
+    ("an input of spaces", {"input": " "}, "input", "empty"),
+    ("an input that is a number", {"input": 5}, "input", "refused"),
+    ("a NUL character", {"input": f"{SECRET}\0"}, "input", "NUL"),
+    ("too much text", {"input": SECRET * 50_000}, "input", "400000"),
+    ("an item of another type", {"input": [{"type": "item_reference", "id": SECRET}]}, "input.0", "'message'"),
+    ("a call of a function", {"input": [{"type": "function_call", "name": SECRET}]}, "input.0", "'message'"),
+    ("an item that is a text", {"input": [SECRET]}, "input.0", "type"),
+    ("an unknown role", {"input": [{"role": SECRET, "content": "a"}]}, "input.0.role", "'user'"),
+    ("assistant last", {"input": [TURN, {"role": "assistant", "content": SECRET}]}, "input", "ending with user"),
+    ("thinking alone", {"input": [{"type": "reasoning", "summary": []}]}, "input", "ending with user"),
+    (
+        "a chat's part",
+        {"input": [{"role": "user", "content": [{"type": "text", "text": SECRET}]}]},
+        "input.0.content.0",
+        "'input_text'",
+    ),
+    ("an address", {"input": [shown_item(f"https://example.org/{SECRET}.png")]}, ITEM, "not fetched"),
+    (
+        "an uploaded file",
+        {"input": [{"role": "user", "content": [{"type": "input_image", "image_url": "data:,", "file_id": SECRET}]}]},
+        "input.0.content.0.file_id",
+        "leave it out",
+    ),
+    ("tools", {"tools": [TOOL]}, "tools", "leave it out"),
+    ("a choice of tools", {"tool_choice": "required"}, "tool_choice", ""),
+    ("an earlier response", {"previous_response_id": SECRET}, "previous_response_id", "send the earlier turns"),
+    ("a conversation", {"conversation": SECRET}, "conversation", "leave it out"),
+    ("a stored prompt", {"prompt": {"id": SECRET}}, "prompt", "leave it out"),
+    ("store", {"store": True}, "store", "background"),
+    ("background that is not kept", {"background": True, "store": False}, "store", "leave store out"),
+    ("background and stream", {"background": True, "stream": True}, "stream", "leave"),
+    ("stream_options alone", {"stream_options": {}}, "stream_options", "stream: true"),
+    (
+        "padding",
+        {"stream": True, "stream_options": {"include_obfuscation": True}},
+        "stream_options.include_obfuscation",
+        "",
+    ),
+    ("an effort of thought", {"reasoning": {"effort": "high"}}, "reasoning.effort", "leave it out"),
+    ("a summary of thought", {"reasoning": {"summary": "auto"}}, "reasoning.summary", "leave it out"),
+    ("truncation", {"truncation": "auto"}, "truncation", "disabled"),
+    ("encrypted thought", {"include": ["reasoning.encrypted_content"]}, "include.0", "logprobs"),
+    ("an unknown format", {"text": {"format": {"type": SECRET}}}, "text.format", "json_schema"),
+    ("verbosity", {"text": {"verbosity": "high"}}, "text.verbosity", "medium"),
+    ("no tokens", {"max_output_tokens": 0}, "max_output_tokens", ""),
+    ("many tokens", {"max_output_tokens": 8193}, "max_output_tokens", "8192"),
+    ("too many alternatives", {"top_logprobs": 21}, "top_logprobs", ""),
+    ("a chat's limit", {"max_tokens": 5}, "max_tokens", "leave it out"),
+    ("several answers", {"n": 2}, "n", "leave it out"),
+    ("a misspelt parameter", {"temprature": 0}, "temprature", "leave it out"),
+    ("much metadata", {"metadata": {str(n): "" for n in range(17)}}, "metadata", "at most 16"),
+]
+"""What is wrong, what is sent, the field that is named, a word of the remedy."""
 
 CASES = [
     *(Bad(f"form: {n}", DERMOSCOPY, form(d), s, "images.0", w) for n, (d, s, w) in PICTURES.items()),
@@ -143,7 +211,8 @@ CASES = [
     Bad("a negative seed", CHAT, chat(seed=-1), 400, "seed"),
     Bad("a huge seed", DERMOSCOPY, form(picture(), seed="99999999999"), 400, "seed"),
     Bad("top_p above one", CHAT, chat(top_p=1.5), 400, "top_p"),
-    Bad("two answers", CHAT, chat(n=2), 400, "n"),
+    *(Bad(f"{n} answers", CHAT, chat(n=n), 400, "n") for n in (-1, 0, 9, 10**30, "2", 1.5)),
+    Bad("two limits", CHAT, chat(max_tokens=5, max_completion_tokens=6), 400, "max_completion_tokens", "give one"),
     Bad("top_logprobs alone", CHAT, chat(top_logprobs=3), 400, "top_logprobs", "logprobs: true"),
     Bad("too many logprobs", CHAT, chat(logprobs=True, top_logprobs=21), 400, "top_logprobs"),
     Bad("stream_options alone", CHAT, chat(stream_options={"include_usage": True}), 400, "stream_options", "stream: true"),
@@ -154,6 +223,12 @@ CASES = [
     # parameters
     Bad("tools", CHAT, chat(tools=[{"type": "function", "function": {"name": SECRET}}]), 400, "tools", "leave it out"),
     Bad("functions", CHAT, chat(functions=[]), 400, "functions", "leave it out"),
+    Bad("a choice of tools", CHAT, chat(tool_choice="required"), 400, "tool_choice"),
+    Bad("a tool that is chosen", CHAT, chat(tool_choice={"type": "function", "function": {"name": SECRET}}), 400, "tool_choice"),
+    Bad("padding", CHAT, chat(stream=True, stream_options={"include_obfuscation": True}), 400, "stream_options.include_obfuscation"),
+    Bad("endless metadata", CHAT, chat(metadata={"a": "x" * 513}), 400, "metadata", "at most 512"),
+    Bad("a bias", CHAT, chat(logit_bias={}), 400, "logit_bias", "leave it out"),
+    Bad("an effort of thought", CHAT, chat(reasoning_effort="high"), 400, "reasoning_effort", "leave it out"),
     Bad("a misspelt parameter", CHAT, chat(temprature=0), 400, "temprature", "leave it out"),
     Bad("an unknown field of a form", DERMOSCOPY, form(picture(), sead="1"), 400, "sead", "leave it out"),
     Bad("store", CHAT, chat(store=True), 400, "store"),
@@ -167,6 +242,9 @@ CASES = [
     Bad("system only", CHAT, turns({"role": "system", "content": SECRET}), 400, "messages", "ending with user"),
     Bad("assistant last", CHAT, turns(TURN, {"role": "assistant", "content": SECRET}), 400, "messages", "ending with user"),
     Bad("two users", CHAT, turns(TURN, TURN), 400, "messages", "in turn"),
+    Bad("a name", CHAT, turns({**TURN, "name": SECRET}), 400, "messages.0.name", "leave it out"),
+    Bad("a call of a tool", CHAT, turns(TURN, {"role": "assistant", "content": "a", "tool_calls": [{"id": SECRET}]}, TURN), 400, "messages.1.tool_calls"),
+    Bad("a result of a tool", CHAT, turns(TURN, {"role": "tool", "content": SECRET}), 400, "messages.1.role"),
     Bad("an unknown role", CHAT, turns({"role": SECRET, "content": "a"}), 400, "messages.0.role", "'user'"),
     Bad("no content", CHAT, turns({"role": "user"}), 400, "messages.0.content", "required"),
     Bad("null content", CHAT, turns({"role": "user", "content": None}), 400, "messages.0.content"),
@@ -182,6 +260,12 @@ CASES = [
     Bad("too many pictures", CHAT, turns(
         {"role": "user", "content": [{"type": "image_url", "image_url": {"url": "data:,"}}] * 129}
     ), 400, "messages", "128"),
+    # responses
+    *(Bad(f"response: {name}", RESPONSES, response(**sent), 400, param, word) for name, sent, param, word in RESPONSE_ROWS),
+    *(Bad(f"response: {n}", RESPONSES, response(input=[shown_item(encoded(d))]), s, ITEM, w) for n, (d, s, w) in PICTURES.items()),
+    Bad("response: no input", RESPONSES, {"json": {}}, 400, "input", "required"),
+    Bad("response: an unknown model", RESPONSES, response(model="gpt-9"), 404, "model", "script"),
+    Bad("response: the wrong content type", RESPONSES, raw(b"{}", "text/plain"), 415, None, "application/json"),
     # studies
     Bad("two pictures for one study", DERMOSCOPY, form(picture(), picture()), 400, "images", "at most 1"),
     Bad("two pictures in an order", DERMOSCOPY, order(encoded(picture()), encoded(picture())), 400, "images", "at most 1"),
@@ -195,15 +279,16 @@ CASES = [
     Bad("options that are no JSON", DERMOSCOPY, form(picture(), options=SECRET), 400, "options", "JSON object"),
     Bad("options that are no object", DERMOSCOPY, form(picture(), options="[1]"), 400, "options", "JSON object"),
     Bad("deep options", DERMOSCOPY, form(picture(), options="[" * 100_000), 400, "options", "JSON object"),
-    Bad("an unknown option", DERMOSCOPY, form(picture(), options='{"zodiac": true}'), 400, "options.zodiac", "signs"),
+    Bad("an unknown option", DERMOSCOPY, form(picture(), options='{"zodiac": true}'), 400, "options", "signs"),
     Bad("an option of the wrong type", DERMOSCOPY, order(encoded(picture()), options={"signs": "?"}), 400, "options.signs"),
     Bad("options that are a text", DERMOSCOPY, order(encoded(picture()), options=SECRET), 400, "options"),
     # bodies
     Bad("no JSON", CHAT, raw(SECRET.encode()), 400, None, "valid JSON"),
     Bad("an empty body", CHAT, raw(b""), 400, None, "valid JSON"),
     Bad("a JSON list", CHAT, raw(b"[]"), 400, None, "object"),
-    Bad("deep JSON", CHAT, raw(b"[" * 100_000), 400, None, "recursion"),
-    Bad("deep JSON inside", CHAT, raw(b'{"messages":' + b"[" * 100_000 + b"]" * 100_000 + b"}"), 400, None, "recursion"),
+    Bad("deep JSON", CHAT, raw(b"[" * 10_000), 400, None, "recursion"),
+    Bad("deep JSON inside", CHAT, raw(b'{"messages":' + b"[" * 10_000 + b"]" * 10_000 + b"}"), 400, None, "recursion"),
+    Bad("very deep JSON", CHAT, raw(b"[" * 100_000), 400, None, "20000 values"),
     Bad("invalid UTF-8", CHAT, raw(b'{"messages": [{"role": "user", "content": "\xff\xfe"}]}'), 400, None, "valid JSON"),
     Bad("half a surrogate", CHAT, raw(b'{"messages": [{"role": "user", "content": "\\ud800"}]}'), 400, None, "valid JSON"),
     Bad("the wrong content type", CHAT, raw(b"{}", "text/plain"), 415, None, "application/json"),
@@ -218,7 +303,7 @@ CASES = [
     Bad("a foreign page", CHAT, chat() | {"headers": {"Origin": "https://example.org"}}, 403, None, "origin"),
     Bad("a page of nowhere", DERMOSCOPY, form(picture()) | {"headers": {"Origin": "null"}}, 403, None, "origin"),
     Bad("no such route", "/v1/nothing", chat(), 404, None),
-    Bad("the wrong method", "/v1/models", chat(), 405, None),
+    Bad("the wrong method", "/livez", chat(), 405, None),
 ]  # fmt: skip
 
 
@@ -232,7 +317,7 @@ def check(answer: httpx.Response, expected: Bad) -> None:
     assert expected.word in error["message"]
     assert SECRET not in answer.text
     assert len(answer.text) < 1000
-    assert "invalid_request_error" == error["type"]
+    assert ("permission_error" if expected.status == 403 else "invalid_request_error") == error["type"]
     assert error["code"]
 
 
@@ -281,4 +366,4 @@ def test_the_service_still_answers(client: httpx.Client, dermoscopy: Path) -> No
     answer = client.post(DERMOSCOPY, files={"images": dermoscopy.read_bytes()})
 
     assert 200 == answer.status_code
-    assert 6 == len(json.loads(answer.text)["steps"])
+    assert json.loads(answer.text)["steps"]

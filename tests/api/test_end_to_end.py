@@ -79,7 +79,7 @@ def test_a_real_photograph_becomes_a_report(http: httpx.Client, dermoscopy: Path
     report = http.post(DERMOSCOPY, files=files).raise_for_status().json()
     text = http.post(DERMOSCOPY, files=files, headers={"Accept": "text/plain"}).raise_for_status().text
 
-    assert 6 == len(report["steps"])
+    assert 7 == len(report["steps"])
     assert 1 == report["tokens"]["encodes"]
     assert report["tokens"]["cached"] > 0
     assert report["conclusion"]["probabilities"].keys() == {"MEL", "NV", "BCC", "BKL"}

@@ -29,6 +29,39 @@ def test_a_completion_is_read(client: openai.OpenAI) -> None:
     assert 2 == answer.usage.total_tokens
 
 
+def test_what_clients_send_without_meaning_anything_is_taken(client: openai.OpenAI) -> None:
+    """No tools under three names, who asks, one limit said twice: nothing of it changes the answer."""
+    answer = client.chat.completions.create(
+        model="script",
+        messages=[{"role": "developer", "content": "Be brief."}, *HELLO],
+        max_tokens=5,
+        max_completion_tokens=5,
+        n=1,
+        tools=[],
+        tool_choice="none",
+        parallel_tool_calls=False,
+        user="x",
+        safety_identifier="x",
+        prompt_cache_key="x",
+        metadata={"a": "b"},
+        service_tier="auto",
+        store=False,
+        stream=False,
+    )
+
+    assert "Round." == answer.choices[0].message.content
+
+
+def test_several_answers_are_told_apart_in_a_stream(client: openai.OpenAI) -> None:
+    """By their index; each opens with the role and ends with a reason."""
+    chunks = list(client.chat.completions.create(model="script", messages=HELLO, n=3, stream=True))
+
+    for index in range(3):
+        own = [choice for chunk in chunks for choice in chunk.choices if choice.index == index]
+        assert ("assistant", "stop") == (own[0].delta.role, own[-1].finish_reason)
+        assert "Round." == "".join(choice.delta.content or "" for choice in own)
+
+
 def test_a_stream_is_read(client: openai.OpenAI) -> None:
     """Its pieces make the same words, and the usage comes last."""
     options: Any = {"include_usage": True}
@@ -63,7 +96,7 @@ def test_errors_have_the_classes_that_the_client_knows(client: openai.OpenAI, st
     with pytest.raises(openai.NotFoundError) as unknown:
         client.chat.completions.create(model="gpt-9", messages=HELLO, stream=stream)
     with pytest.raises(openai.BadRequestError) as bad:
-        client.chat.completions.create(model="script", messages=HELLO, stream=stream, n=2)
+        client.chat.completions.create(model="script", messages=HELLO, stream=stream, n=9)
 
     assert ("model_not_found", "model") == (unknown.value.code, unknown.value.param)
     assert "n" == bad.value.param

@@ -77,9 +77,41 @@ def test_options_reach_the_workflow(client: httpx.Client, dermoscopy: Path) -> N
     assert 3 == len(many["steps"]) - len(few["steps"])
 
 
+def test_controls_are_asked_for_and_reported(client: httpx.Client, dermoscopy: Path) -> None:
+    """A model that says "Round." to everything never looks at the picture, and the report says so."""
+    files = {"images": dermoscopy.read_bytes()}
+    made = client.post(DERMOSCOPY, files=files, data={"options": '{"controls": ["blank", "paraphrase"]}'}).json()
+    plain = client.post(DERMOSCOPY, files=files).json()
+
+    assert (["paraphrase", "blank"], False) == ([one["kind"] for one in made["controls"]], made["depends_on_picture"])
+    assert ("picture_ignored" in made["flags"], "picture_ignored" in plain["flags"]) == (True, False)
+    assert ([], None) == (plain["controls"], plain["depends_on_picture"])
+
+
+def test_an_unknown_control_is_refused_with_its_field(client: httpx.Client, dermoscopy: Path) -> None:
+    """Before the model is asked anything."""
+    answer = client.post(
+        DERMOSCOPY, files={"images": dermoscopy.read_bytes()}, data={"options": '{"controls": ["blink"]}'}
+    )
+
+    assert (400, "options.controls") == (answer.status_code, answer.json()["error"]["param"])
+
+
+def test_a_picture_that_is_not_taken_is_a_report_without_a_diagnosis(client: httpx.Client) -> None:
+    """A cat is no error: the report says that it is not assessable, and why."""
+    cat = Path(__file__).parents[1] / "data" / "guard" / "cat.jpg"
+    made = client.post(DERMOSCOPY, files={"images": cat.read_bytes()}).raise_for_status().json()
+
+    assert (["not_assessable"], [], None) == (made["flags"], made["steps"], made["conclusion"]["label"])
+    assert not made["domain"]["assessable"]
+
+
 def test_a_workflow_says_what_it_takes(client: httpx.Client) -> None:
-    """Its options are a JSON Schema that validates."""
+    """In words and as the guard will hold a study against it; its options are a JSON Schema that validates."""
     told = client.get(DERMOSCOPY).json()
+
+    assert "a dermoscopic photograph of one skin lesion" == told["takes"]
+    assert {"modalities": ["DMS", "XC"], "looks": ["skin"], "kind": "dermoscopy"} == told["guard"]
 
     Draft202012Validator.check_schema(told["options"])
     assert ("DMS", 1) == (told["modality"], told["max_images"])

@@ -10,6 +10,7 @@ import pytest
 
 from medserve.api import streaming
 from medserve.errors import ContextOverflow, EngineTimeout, ModelBusy, ModelFailed, WorkerCrashed
+from medserve.settings import Limits
 from tests.api.conftest import Gateway, Slow, gateway
 
 CHAT = "/v1/chat/completions"
@@ -82,7 +83,7 @@ async def test_an_early_failure_is_an_ordinary_error(
 async def test_a_late_failure_ends_the_stream_with_an_error_event(
     monkeypatch: pytest.MonkeyPatch, failure: Exception
 ) -> None:
-    """After the first word the status is out; the last event says what happened and no end mark follows."""
+    """Defect 002-5: after the first word the status is out; the last event says what happened, without an end mark."""
     async with gateway(Slow(pieces=2, failure=failure), monkeypatch) as here:
         answer = await here.client.post(CHAT, json=ASKED | {"stream": True})
 
@@ -145,14 +146,14 @@ async def test_a_long_load_says_when_to_come_again(monkeypatch: pytest.MonkeyPat
     assert ("model_loading", "loading") == (answer.json()["error"]["code"], state)
 
 
-async def test_a_failed_load_is_told_at_once_and_not_to_be_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A broken file does not mend itself: no Retry-After, and the reason stands in the model's state."""
+async def test_a_failed_load_is_told_at_once_with_the_time_of_the_next_attempt(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody tries again for ever: until then every request gets the reason, which stands in the model's state."""
     async with gateway(Slow(), monkeypatch, start=ModelFailed("the file is broken")) as here:
         answer = await here.client.post(CHAT, json=ASKED)
         model = (await here.client.get("/v1/models/slow")).json()
 
     assert 503 == answer.status_code
-    assert "retry-after" not in answer.headers
+    assert Limits().retry_seconds == float(answer.headers["retry-after"])
     assert ("failed", "the file is broken") == (model["state"], model["error"])
 
 

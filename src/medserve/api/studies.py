@@ -16,7 +16,7 @@ from medserve.api.bodies import Strict, checked, kind_of, read_json, request_bod
 from medserve.errors import InvalidRequest, MedserveError
 from medserve.imaging import encoded, intake
 from medserve.imaging.intake import Reading, Wanted
-from medserve.imaging.material import most_files
+from medserve.imaging.material import Material, most_files
 from medserve.multipart import Malformed, Part, Parts
 from medserve.references import Given
 from medserve.settings import Limits, Settings
@@ -42,10 +42,24 @@ class Sent(Strict):
 
 def bodies(whole: type[Sent], fields: type[Strict]) -> dict[str, Any]:
     """Both ways to send a study, for an OpenAPI operation: JSON as `whole`, or a form with `fields` and files."""
+    return request_body({"application/json": schema_of(whole), "multipart/form-data": form_schema(fields)})
+
+
+def form_schema(fields: type[Strict], name: str = "images") -> dict[str, Any]:
+    """The JSON Schema of a form with `fields` and files; one file alone where they are called `file`."""
     schema = schema_of(fields)
-    files = {"type": "array", "items": {"type": "string", "format": "binary"}, "minItems": 1}
-    sent = schema | {"properties": {"images": files, **schema["properties"]}, "required": ["images"]}
-    return request_body({"application/json": schema_of(whole), "multipart/form-data": sent})
+    file = {"type": "string", "format": "binary"}
+    files = file if name == "file" else {"type": "array", "items": file, "minItems": 1}
+    properties = {field: _without_null(kind) for field, kind in schema["properties"].items()}
+    return schema | {"properties": {name: files, **properties}, "required": [name, *schema.get("required", [])]}
+
+
+def _without_null(schema: dict[str, Any]) -> dict[str, Any]:
+    """A field as a form can have it: there or left out, and never null."""
+    kinds: list[dict[str, Any]] = [kind for kind in schema.get("anyOf", ()) if kind != {"type": "null"}]
+    if len(kinds) != 1:
+        return schema
+    return {name: value for name, value in schema.items() if name not in {"anyOf", "default"}} | kinds[0]
 
 
 @asynccontextmanager
@@ -72,9 +86,23 @@ async def read(given: Sequence[str | Path], settings: Settings, wanted: Wanted, 
     return await _together(items, settings, wanted, places[0] if len(places) == 1 else param)
 
 
-async def read_one(text: str, settings: Settings, wanted: Wanted, param: str) -> Reading:
+async def contents(given: Sequence[str | Path], settings: Settings, param: str = "images") -> tuple[bytes, ...]:
+    """The files themselves, for what is written about them when their folder is gone; references are fetched."""
+    items = [await _one(one, settings.limits, param) for one in given]
+    async with references.gathered(items, settings) as materials:
+        return await in_thread(lambda: tuple(data for material in materials for data in _contents(material)))
+
+
+def _contents(material: Material) -> list[bytes]:
+    if isinstance(material, bytes):
+        return [material]
+    paths = sorted(path for path in material.rglob("*") if path.is_file()) if material.is_dir() else [material]
+    return [path.read_bytes() for path in paths]
+
+
+async def read_one(given: str | Path, settings: Settings, wanted: Wanted, param: str) -> Reading:
     """`read` for a field that is no list."""
-    return await _together([await _one(text, settings.limits, param)], settings, wanted, param)
+    return await _together([await _one(given, settings.limits, param)], settings, wanted, param)
 
 
 async def _one(given: str | Path, limits: Limits, param: str) -> Given:
@@ -110,11 +138,11 @@ class Form:
 
 
 @asynccontextmanager
-async def form(request: Request, limits: Limits) -> AsyncIterator[Form]:
-    """The request's form, whose files lie in a folder for as long as the context lasts."""
+async def form(request: Request, limits: Limits, most: int | None = None) -> AsyncIterator[Form]:
+    """The request's form, whose files (at most `most`) lie in a folder for as long as the context lasts."""
     async with references.spool() as folder:
         try:
-            parts = await _received(request, folder, limits)
+            parts = await _received(request, folder, most or most_files(limits))
         except Malformed as error:
             raise InvalidRequest(f"the form is refused: {error}") from None
         yield Form(
@@ -123,13 +151,13 @@ async def form(request: Request, limits: Limits) -> AsyncIterator[Form]:
         )
 
 
-def sorted_out(form: Form, known: Container[str]) -> tuple[dict[str, str], list[Path]]:
-    """The texts of a form by name, and the files of its study; `known` are the names of texts that may be quoted.
+def sorted_out(form: Form, known: Container[str], field: str = "images") -> tuple[dict[str, str], list[Path]]:
+    """The texts of a form by name, and its files, all of which must be under the name `field`.
 
-    An empty text counts as left out, as a browser's form sends it.
+    `known` are the names of texts that may be quoted. An empty text counts as left out, as a browser's form sends it.
     """
-    if any(name != "images" for name, _ in form.files) or any(name == "images" for name, _ in form.texts):
-        raise InvalidRequest("send pictures as files under the name images, and nothing else", param="images")
+    if any(name != field for name, _ in form.files) or any(name == field for name, _ in form.texts):
+        raise InvalidRequest(f"send pictures as files under the name {field}, and nothing else", param=field)
     texts = [(name, value) for name, value in form.texts if value]
     if twice := [name for name, count in Counter(name for name, _ in texts).items() if count > 1]:
         once = twice[0] if twice[0] in known else "a field"
@@ -137,10 +165,10 @@ def sorted_out(form: Form, known: Container[str]) -> tuple[dict[str, str], list[
     return dict(texts), [path for _, path in form.files]
 
 
-async def _received(request: Request, folder: Path, limits: Limits) -> list[Part]:
+async def _received(request: Request, folder: Path, most: int) -> list[Part]:
     kind = request.headers.get("content-type", "")
     held = bytearray()
-    with Parts(kind, folder, files=most_files(limits), texts=TEXT_FIELDS) as parts:
+    with Parts(kind, folder, files=most, texts=TEXT_FIELDS) as parts:
         async for piece in request.stream():
             held += piece
             if len(held) >= PIECE:
