@@ -15,12 +15,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from medserve.engines import Engine, llama_cpp
+from medserve.examination import examine
 from medserve.generation import GenerationRequest, Message, Result, collect
 from medserve.images import Image, Study
 from medserve.imaging import raster
 from medserve.reports import Report, Step
 from medserve.settings import DEMO_MODEL, Limits, ModelSpec, Settings
-from medserve.workflow import examine
 from medserve.workflows import find
 
 PHOTOGRAPH = Path(llama_cpp.__file__).parents[1] / "examples" / "dermoscopy.jpg"

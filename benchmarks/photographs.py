@@ -11,22 +11,15 @@ import asyncio
 import csv
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from math import sqrt
 from pathlib import Path
 
+from medserve.examination import examine
 from medserve.imaging import intake
+from medserve.intervals import wilson
 from medserve.models import Models
 from medserve.reports import Report
 from medserve.settings import Settings
-from medserve.workflow import examine
 from medserve.workflows import find
-
-
-def wilson(right: int, n: int, z: float = 1.96) -> tuple[float, float]:
-    """The 95 % interval of a share (Wilson, 1927)."""
-    centre = (right + z * z / 2) / (n + z * z)
-    half = z / (n + z * z) * sqrt(right * (n - right) / n + z * z / 4)
-    return centre - half, centre + half
 
 
 async def examined(files: Sequence[Path]) -> list[Report]:
