@@ -7,12 +7,14 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+import httpx
 import pytest
 
 from medserve import __version__, cli
 from medserve.settings import Settings
 from tests.hostile import samples
 from tests.imaging import phantoms
+from tests.pictures import drawn
 from tests.serving import serving
 
 SCRIPT = """
@@ -22,6 +24,7 @@ engine = "scripted"
 replies = [{replies}]
 """
 ANSWERS = (
+    "dermoscopy",
     "round",
     "yes",
     "dots, streaks",
@@ -42,7 +45,7 @@ class Said:
 
 @pytest.fixture
 def script(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A model that gives the six answers of a clean dermoscopy report, four times over."""
+    """A model that gives the seven answers of a clean dermoscopy report, four times over."""
     config = tmp_path / "medserve.toml"
     config.write_text(SCRIPT.format(replies=", ".join(json.dumps(answer) for answer in ANSWERS * 4)))
     monkeypatch.setenv("MEDSERVE_CONFIG", str(config))
@@ -261,8 +264,21 @@ def test_a_report_is_replayed_word_for_word(
     other = medserve(capsys, "replay", file, dermoscopy)
 
     assert (0, 1) == (same.code, other.code)
-    assert "the same report word for word: 6 steps" in same.out
+    assert "the same report word for word: 7 steps" in same.out
     assert "differs from the recorded one" in other.err
+
+
+@pytest.mark.usefixtures("script")
+def test_controls_are_named_on_the_command_line(
+    capsys: pytest.CaptureFixture[str], dermoscopy: Path, tmp_path: Path
+) -> None:
+    """Between commas or as a JSON list; the report is replayed with them."""
+    for given in ("blank,paraphrase", '["blank", "paraphrase"]'):
+        said = medserve(capsys, "run", "dermoscopy", dermoscopy, "-o", f"controls={given}", "--out", tmp_path)
+        assert re.search(r"Controls\n  paraphrase: .*\n  blank: ", said.out)
+    (report,) = tmp_path.glob("*.json")
+
+    assert 0 == medserve(capsys, "replay", report, dermoscopy).code
 
 
 @pytest.mark.usefixtures("script")
@@ -279,11 +295,11 @@ def test_a_report_is_not_replayed_on_another_picture(
 
 @pytest.mark.usefixtures("script")
 def test_models_and_workflows_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
-    """One a line, the default marked."""
+    """One a line, the default marked, and what each workflow takes in words."""
     said = medserve(capsys, "ls")
 
     assert ["script", "scripted", "-", "default"] in [line.split() for line in said.out.splitlines()]
-    assert "\ndermoscopy  dermoscopy  " in said.out
+    assert re.search(r"^dermoscopy +a dermoscopic photograph of one skin lesion  ", said.out, re.MULTILINE)
 
 
 def test_a_service_is_looked_at(
@@ -299,6 +315,27 @@ def test_a_service_is_looked_at(
     assert ["script", "ready", "scripted"] == running.out.splitlines()[1].split()[:3]
     assert "in use" in refused(taken)
     assert (3, f"error: no medserve answers at {url}; start one with: medserve serve\n") == (gone.code, gone.err)
+
+
+def test_jobs_are_looked_at_and_stopped(
+    capsys: pytest.CaptureFixture[str], script: None, tmp_path: Path, dermoscopy: Path
+) -> None:
+    """A table of all, one as JSON, and a word for one that does not exist."""
+    with serving(environment={"MEDSERVE_CONFIG": str(tmp_path / "medserve.toml")}) as service:
+        with httpx.Client(base_url=service.url, trust_env=False, timeout=60) as client:
+            later = {"Prefer": "respond-async"}
+            files = {"images": dermoscopy.read_bytes()}
+            told = client.post("/v1/workflows/dermoscopy", files=files, headers=later).json()
+            client.get(f"/v1/jobs/{told['id']}", params={"wait": 20})
+        listed = medserve(capsys, "jobs", "ls", "--url", service.url)
+        shown = medserve(capsys, "jobs", "show", told["id"], "--url", service.url)
+        stopped = medserve(capsys, "jobs", "cancel", told["id"], "--url", service.url)
+        unknown = medserve(capsys, "jobs", "show", "../models", "--url", service.url)
+
+    assert [told["id"], "workflow"] == listed.out.splitlines()[1].split()[:2]
+    assert json.loads(shown.out)["state"] in {"done", "failed"}
+    assert json.loads(shown.out)["state"] in stopped.out
+    assert "no such" in refused(unknown)
 
 
 @pytest.mark.parametrize("url", ["nonsense", "http://[", "ftp://127.0.0.1", "http://127.0.0.1:1"])
@@ -480,9 +517,8 @@ def test_without_the_extra_copies_are_refused_with_the_command_that_installs_it(
 @pytest.mark.usefixtures("script")
 def test_a_dicom_file_and_a_folder_are_studies(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     """A report of each, with what the files give cause for; they are replayed from the same paths."""
-    data = phantoms.dicom(
-        samples.drawing(64, 64), sop_class=phantoms.SCREENSHOT, modality="OT", BurnedInAnnotation="NO"
-    )
+    lesion = drawn("lesion-nv").images[0].pixels
+    data = phantoms.dicom(lesion, sop_class=phantoms.SCREENSHOT, modality="OT", BurnedInAnnotation="NO")
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder" / "IM1").write_bytes(data)
     (tmp_path / "folder" / "README.TXT").write_text("start me")

@@ -1,7 +1,9 @@
 """docs/commands.md is the commands' own help; `make docs` writes it again."""
 
 import sys
+from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import pytest
 from typer.main import get_command
@@ -9,7 +11,36 @@ from typer.main import get_command
 from medserve.cli import app
 
 PAGE = Path(__file__).parents[1] / "docs" / "commands.md"
-NAMES = ("run", "inspect", "deidentify", "replay", "serve", "ls", "ps", "doctor")
+NAMES = (
+    "run",
+    "inspect",
+    "deidentify",
+    "export",
+    "leaflet",
+    "evaluate",
+    "replay",
+    "serve",
+    "pull",
+    "rm",
+    "ls",
+    "ps",
+    "load",
+    "stop",
+    "workflow new",
+    "workflow check",
+    "workflow show",
+    "jobs ls",
+    "jobs show",
+    "jobs cancel",
+    "schemas add",
+    "schemas ls",
+    "schemas show",
+    "schemas rm",
+    "keys add",
+    "keys ls",
+    "keys revoke",
+    "doctor",
+)
 HEAD = """# Commands
 
 Written by `make docs` from the commands' own help.
@@ -22,13 +53,16 @@ Settings come from `MEDSERVE_...` variables or from a TOML file named by `MEDSER
 
 def written() -> str:
     """The page as it should be."""
-    group = get_command(app)
     sections = [HEAD]
     for name in NAMES:
-        with group.make_context("medserve", ["ls"], resilient_parsing=True) as context:
-            command = group.get_command(context, name)  # type: ignore[attr-defined]
-            with command.make_context(name, [], parent=context, resilient_parsing=True) as inner:
-                sections.append(f"## medserve {name}\n\n```\n{inner.get_help()}\n```\n")
+        command: Any = get_command(app)
+        with ExitStack() as stack:
+            context = stack.enter_context(command.make_context("medserve", ["ls"], resilient_parsing=True))
+            for part in name.split():
+                command = command.get_command(context, part)
+                inner = command.make_context(part, [], parent=context, resilient_parsing=True)
+                context = stack.enter_context(inner)
+            sections.append(f"## medserve {name}\n\n```\n{context.get_help()}\n```\n")
     return "\n".join(sections)
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import httpx
 
+from tests.required import need
 from tests.serving import until
 
 PROGRAM = shutil.which("Orthanc") or shutil.which("Orthanc", path="/usr/sbin")
@@ -40,8 +41,8 @@ class Orthanc:
 @contextmanager
 def running(folder: Path) -> Iterator[Orthanc]:
     """An Orthanc that keeps what it has in `folder`."""
-    assert PROGRAM is not None, MISSING
-    assert PLUGIN is not None, MISSING
+    need(PROGRAM is not None and PLUGIN is not None, MISSING)
+    assert PROGRAM is not None  # or nobody would be here
     port = _free_port()
     settings = {
         "Name": "test",

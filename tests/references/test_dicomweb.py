@@ -19,7 +19,6 @@ from tests.references.orthanc import Orthanc
 from tests.references.servers import Answering, answering
 
 pytestmark = pytest.mark.anyio
-needs_orthanc = pytest.mark.skipif(not (orthanc.PROGRAM and orthanc.PLUGIN), reason=orthanc.MISSING)
 
 SERIES = "dicomweb:pacs/studies/1.2.3.4.5/series/1.2.3.4.5.6"
 VARIABLE = "PACS_CREDENTIALS"
@@ -60,7 +59,6 @@ async def study(reference: str, chosen: Settings) -> Study:
         return await intake.read(materials, chosen.limits)
 
 
-@needs_orthanc
 async def test_a_series_is_the_same_study_as_its_files(pacs: Orthanc) -> None:
     """Pictures, labels, spacing, facts and voxels: fetched from Orthanc and read from disk."""
     fetched = await study(SERIES, settings(pacs.dicomweb))
@@ -73,7 +71,6 @@ async def test_a_series_is_the_same_study_as_its_files(pacs: Orthanc) -> None:
     assert (local.volume.values == fetched.volume.values).all()
 
 
-@needs_orthanc
 async def test_one_instance_is_fetched_alone(pacs: Orthanc) -> None:
     """With /instances/UID."""
     fetched = await study(f"{SERIES}/instances/1.2.3.4.5.6.3", settings(pacs.dicomweb))
@@ -81,7 +78,6 @@ async def test_one_instance_is_fetched_alone(pacs: Orthanc) -> None:
     assert 1 == len(fetched.images)
 
 
-@needs_orthanc
 async def test_a_compressed_instance_comes_as_it_was_stored(pacs: Orthanc) -> None:
     """transfer-syntax=*: the server recodes nothing, so hashes and facts are those of the file."""
     file = get_testdata_file("JPEG2000.dcm")
@@ -97,7 +93,6 @@ async def test_a_compressed_instance_comes_as_it_was_stored(pacs: Orthanc) -> No
     assert await intake.read([data], Limits()) == await study(reference, settings(pacs.dicomweb))
 
 
-@needs_orthanc
 async def test_wrong_credentials_and_missing_series_are_told_apart(
     pacs: Orthanc, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -109,7 +104,6 @@ async def test_wrong_credentials_and_missing_series_are_told_apart(
         await study(SERIES, settings(pacs.dicomweb))
 
 
-@needs_orthanc
 async def test_credentials_come_from_a_file_too(pacs: Orthanc, tmp_path: Path) -> None:
     """As secrets of containers do."""
     (tmp_path / "secret").write_text(f"{orthanc.USER}:{orthanc.PASSWORD}\n")
@@ -118,7 +112,6 @@ async def test_credentials_come_from_a_file_too(pacs: Orthanc, tmp_path: Path) -
     assert 12 == len((await study(SERIES, chosen)).images)
 
 
-@needs_orthanc
 async def test_a_series_that_is_too_large_is_broken_off(pacs: Orthanc) -> None:
     """Bytes are counted as they come."""
     with pytest.raises(ImageTooLarge, match=r"limits\.body_bytes"):
