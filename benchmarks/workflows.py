@@ -32,7 +32,7 @@ from medserve.workflows import find
 from medserve.workflows.histology import verdict
 from tests.workflows import kidneys, slides
 from tests.workflows.kidneys import Ball
-from tools.demo_model import gallery
+from tools.demo_model import accounts, gallery
 
 FIRST = 6_000_000
 SERIES, SLIDES = 40, 20
@@ -62,14 +62,16 @@ async def examined(name: str, engine: Engine, materials: Sequence[Material], **o
     return await examine(workflow, study, engine, options=options)
 
 
-async def drawn(name: str, kind: str, count: int, engine: Engine) -> list[tuple[dict[str, Any], Report]]:
+async def drawn(
+    name: str, kind: str, count: int, engine: Engine, **options: Any
+) -> list[tuple[dict[str, Any], Report]]:
     """What is true of so many drawings of a kind, and the report of each."""
     found = []
     for number in range(FIRST, FIRST + count):
         drawing = gallery.draw(kind, number)
         file = BytesIO()
         drawing.image.save(file, "PNG")
-        found.append((drawing.truth, await examined(name, engine, [file.getvalue()])))
+        found.append((drawing.truth, await examined(name, engine, [file.getvalue()], **options)))
     return found
 
 
@@ -142,6 +144,26 @@ async def chest_xray(count: int, engine: Engine) -> list[Row]:
         ("not assessable", str(sum(Flag.NOT_ASSESSABLE in report.flags for _truth, report in found))),
         ("vision encodes a report", ", ".join(map(str, sorted({report.tokens.encodes for _truth, report in found})))),
     ]
+
+
+# --- analyses as JSON -----------------------------------------------------------------------------------------------
+
+
+async def radiology(count: int, engine: Engine) -> list[Row]:
+    """The attributes of drawings as JSON, in the one wording of such an instruction that the model was taught."""
+    rows: list[Row] = []
+    whole: list[bool] = []
+    for kind in ("dermoscopy", "histology", "CT", "chest X-ray"):
+        found = await drawn("radiology", kind, count // 4, engine, instruction="Answer as JSON.", max_tokens=400)
+        pairs = [(accounts.fields(kind, truth), report.conclusion.data) for truth, report in found]
+        whole += [data == wanted for wanted, data in pairs]
+        right = [
+            isinstance(data, dict) and data.get(key) == word for wanted, data in pairs for key, word in wanted.items()
+        ]
+        always = [Counter(wanted[key] for wanted, _data in pairs).most_common(1)[0][1] for key in pairs[0][0]]
+        rows.append((f"{kind}: fields that are the truth", share(right)))
+        rows.append((f"{kind}: always saying the commonest truth of each field", f"{sum(always)} of {len(right)}"))
+    return [("answers that are right in every field", share(whole)), *rows]
 
 
 # --- kidney stones -------------------------------------------------------------------------------------------------
@@ -250,6 +272,7 @@ MEASURES: dict[str, Callable[[int, Engine], Awaitable[list[Row]]]] = {
     "chest-xray": chest_xray,
     "histology": histology,
     "kidney-stones": kidney_stones,
+    "radiology": radiology,
 }
 REAL: dict[str, Callable[[Path, Engine], Awaitable[list[Row]]]] = {
     "chest-xray": real_chest,
@@ -263,7 +286,7 @@ async def measure(name: str, count: int, data: Path | None) -> list[Row]:
     models = Models(SETTINGS)
     try:
         rows = await MEASURES[name](count, models.get()) if count else []
-        return rows + (await REAL[name](data, models.get()) if data else [])
+        return rows + (await REAL[name](data, models.get()) if data and name in REAL else [])
     finally:
         await models.close()
 

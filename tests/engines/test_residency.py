@@ -65,13 +65,23 @@ async def answered(handle: ModelHandle) -> str:
     return (await collect(handle.stream(ask("Which colour?", max_tokens=4)))).text
 
 
+others: set[int] = set()
+"""Workers that ran before the test began, such as the one that all tests of an engine share."""
+
+
+@pytest.fixture(autouse=True)
+def _others() -> None:
+    others.clear()
+    others.update(workers())
+
+
 def workers() -> list[int]:
-    """The processes of models that this one has started and that are not told to go."""
+    """The processes of models that this test has started and that are not told to go."""
     found = []
     for child in psutil.Process().children():
         with_arguments = child.cmdline() if child.status() != psutil.STATUS_ZOMBIE else []
         found += [child.pid] if "medserve.workers.llama_cpp" in with_arguments else []
-    return found
+    return [pid for pid in found if pid not in others]
 
 
 # --- coming and going ----------------------------------------------------------------------------------------------
