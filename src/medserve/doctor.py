@@ -1,6 +1,5 @@
 """What this machine can run and what it lacks, in plain words and without starting a model."""
 
-import os
 import platform
 import shutil
 from dataclasses import dataclass
@@ -11,9 +10,9 @@ from medserve import machine
 from medserve.errors import ModelFailed
 from medserve.hub import fitting, picking
 from medserve.hub.store import Pulled, Store
+from medserve.residency import GIB
 from medserve.settings import ModelSpec, Settings
 
-GIB = 2**30
 NEEDED_FOR_MEDGEMMA = 6 * GIB
 """Memory from which MedGemma 4B is recommended.
 
@@ -41,6 +40,8 @@ def examine_machine(settings: Settings) -> list[Check]:
         _memory(),
         _disk(),
         _engine(),
+        _transformers(),
+        _gpus(),
         _hub(),
         *(Check("pulled models", False, fault) for fault in kept.faults),
         *(_model(spec, pulled.get(spec.name), settings) for spec in settings.models),
@@ -52,8 +53,7 @@ def _python() -> Check:
 
 
 def _processor() -> Check:
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return Check("processor", True, f"{cores} core(s); the llama.cpp engine uses them, no GPU is needed")
+    return Check("processor", True, f"{machine.processors()} core(s); the llama.cpp engine uses them, no GPU is needed")
 
 
 def _memory() -> Check:
@@ -78,6 +78,22 @@ def _engine() -> Check:
         return Check("llama.cpp engine", False, "xllamacpp is not installed; run: pip install medserve")
 
 
+def _transformers() -> Check:
+    """Never an obstacle: GGUF files do without it. Nothing of it is imported here."""
+    try:
+        found = [f"{name} {version(name)}" for name in ("torch", "transformers")]
+    except PackageNotFoundError:
+        return Check("transformers engine", True, f"not installed; for models in safetensors run: {picking.INSTALL}")
+    return Check("transformers engine", True, f"{' and '.join(found)} are installed")
+
+
+def _gpus() -> Check:
+    """Never an obstacle: the llama.cpp engine does without."""
+    gpus = machine.gpus()
+    named = ", ".join(f"{gpu.name} with {gpu.total_bytes / GIB:.0f} GiB" for gpu in gpus.devices)
+    return Check("GPU", True, named or gpus.reason)
+
+
 def _hub() -> Check:
     """Never an obstacle: MedGemma's GGUF files need no token. The token itself is not shown."""
     from medserve.hub.remote import Hub  # the client takes a while to import
@@ -99,11 +115,30 @@ def _model(spec: ModelSpec, pulled: Pulled | None, settings: Settings) -> Check:
         picking.runnable(spec)
         choice = picking.choose(spec)
         held = f"runs on the {spec.engine} engine" + (f": {choice.reason}" if choice.engine == spec.engine else "")
-        if spec.engine != "llama-cpp":
+        if spec.engine not in {"llama-cpp", "transformers"}:
             return Check(what, True, held)
         need = fitting.need_of(spec)
     except ModelFailed as error:
         return Check(what, False, error.message)
-    choices = pulled.choices if pulled else ()
-    words = fitting.misfit(need.total, fitting.room(settings), need.weights, choices)
-    return Check(what, words is None, f"{held}; takes {need.words}" + (f"; {words}" if words else ""))
+    where = _where(spec, gpu=need.gpu) if spec.engine == "transformers" else Check("", True, "")
+    words = fitting.obstacle(need, settings, pulled.choices if pulled else ())
+    said = "; ".join(filter(None, (held, where.words, f"takes {need.words}", words)))
+    return Check(what, where.good and words is None, said)
+
+
+def _where(spec: ModelSpec, *, gpu: bool) -> Check:
+    """Where a model in safetensors would compute; `gpu` says that it should on one that the driver has."""
+    if spec.device == "cpu":
+        return Check("device", True, "it computes on the processor, as its device says")
+    torch = picking.torch_of(spec)
+    if torch is None:
+        return Check("device", False, f"torch cannot be imported; run: {picking.INSTALL}")
+    if torch.gpus:
+        return Check("device", True, f"torch {torch.version} sees {len(torch.gpus)} GPU(s): {', '.join(torch.gpus)}")
+    seen = f"torch {torch.version} sees no GPU"
+    if spec.device.startswith("cuda"):
+        mend = "install a build of torch with CUDA and NVIDIA's driver, or set device to cpu"
+        return Check("device", False, f"{seen}, and the model's device is {spec.device}: {mend}")
+    if gpu:
+        return Check("device", False, f"{seen} although the driver has one: install a build of torch with CUDA")
+    return Check("device", True, f"{seen}, so it computes on the processor")

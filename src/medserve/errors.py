@@ -36,6 +36,7 @@
     │   └── ModelBusy
     ├── EngineError               the worker or server behind the model failed this request
     │   ├── WorkerCrashed
+    │   ├── ServerLost            the server elsewhere that runs the model is not there, or hung up
     │   └── EngineTimeout
     ├── SourceFailed              a server that holds pictures did not hand them over
     ├── HubFailed                 the model hub did not hand over weights
@@ -280,6 +281,18 @@ class WorkerCrashed(EngineError):
     """The model's worker process ended while it had work to do."""
 
     code = "worker_crashed"
+
+
+class ServerLost(EngineError):
+    """The server elsewhere that runs the model cannot be reached, hung up, or has nobody behind it."""
+
+    code = "server_lost"
+
+
+class DeviceFull(EngineError):
+    """The device that computes has no memory left for this request; others go on."""
+
+    code = "device_full"
 
 
 class EngineTimeout(EngineError):

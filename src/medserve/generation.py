@@ -71,6 +71,8 @@ class GenerationRequest:
     or `choices` (the answer is exactly one of these) constrain the answer; at most one of them may be given, and with a
     prefix they bind what follows it.
     `top_logprobs` asks for log-probabilities of each answer token and of that many alternatives.
+    `thinking` is how many tokens of `max_tokens` the model may think for before it answers: 0 forbids it, None leaves
+    it to the model's own habit. The constraints above bind the answer and never the thinking.
     """
 
     messages: tuple[Message, ...]
@@ -81,9 +83,12 @@ class GenerationRequest:
     schema: dict[str, Any] | None = None
     choices: tuple[str, ...] = ()
     top_logprobs: int | None = None
+    thinking: int | None = None
 
     def __post_init__(self) -> None:
         within("max_tokens", self.max_tokens, 1, MAX_OUTPUT_TOKENS)
+        if self.thinking is not None:
+            within("thinking", self.thinking, 0, self.max_tokens - 1)
         if self.top_logprobs is not None:
             within("top_logprobs", self.top_logprobs, 0, 20)
         if self.schema is not None and self.choices:
@@ -129,6 +134,7 @@ class Usage:
     """Token counts as the engine measured them; `cached` and `image` are parts of `prompt`.
 
     `encodes` is how many pictures went through the vision encoder for this answer: 0 when their work was reused.
+    `thinking` is the part of `completion` that was thought; None where that was not counted.
     """
 
     prompt: int = 0
@@ -136,6 +142,7 @@ class Usage:
     cached: int = 0
     image: int = 0
     encodes: int = 0
+    thinking: int | None = None
 
     def __add__(self, other: "Usage") -> "Usage":
         return Usage(
@@ -144,6 +151,7 @@ class Usage:
             self.cached + other.cached,
             self.image + other.image,
             self.encodes + other.encodes,
+            None if self.thinking is None and other.thinking is None else (self.thinking or 0) + (other.thinking or 0),
         )
 
 
@@ -197,6 +205,7 @@ class Result:
     def plus(self, chunk: Chunk) -> "Result":
         """This answer with one more chunk."""
         text, thinking = ("", self.text + self.thinking) if chunk.rethought else (self.text, self.thinking)
+        logprobs = () if chunk.rethought else self.logprobs
         return replace(
             self,
             text=text + chunk.text,
@@ -204,7 +213,7 @@ class Result:
             finish=chunk.finish or self.finish,
             usage=chunk.usage or self.usage,
             timings=chunk.timings or self.timings,
-            logprobs=self.logprobs + chunk.logprobs,
+            logprobs=logprobs + chunk.logprobs,
         )
 
 

@@ -4,6 +4,7 @@ Everything here blocks for milliseconds; the gateway calls it through `threads.i
 """
 
 import os
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ import pynvml
 
 CGROUPS = Path("/sys/fs/cgroup")
 MEMBERSHIP = Path("/proc/self/cgroup")
+PROCESSOR = Path("/proc/cpuinfo")
 UNSET = 2**60
 """The first version of control groups writes a number near 2^63 where no limit is set."""
 
@@ -59,6 +61,21 @@ def memory_total() -> int:
 def memory_available() -> int:
     """Bytes of RAM that this process and its children could still take without anything being swapped out."""
     return max(0, min([psutil.virtual_memory().available, *_container_rooms()]))
+
+
+def processors() -> int:
+    """Processors that this process may use, which in a container are fewer than the machine has."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def computes_bfloat16() -> bool:
+    """Whether the processor multiplies matrices of bfloat16 itself; where it does not, float32 is faster."""
+    try:
+        said = PROCESSOR.read_text()
+    except OSError:  # not Linux
+        return False
+    flags = next((line.split(":", 1)[1].split() for line in said.splitlines() if re.match("flags|Features", line)), [])
+    return bool({"avx512_bf16", "amx_bf16", "bf16"} & set(flags))
 
 
 def use_of(pid: int) -> ProcessUse | None:

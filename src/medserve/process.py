@@ -20,6 +20,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import sys
 from collections import deque
 from collections.abc import Mapping
@@ -38,6 +39,9 @@ HERE = Path(__file__).parent.parent
 GRACE_SECONDS = 5.0
 TAIL_LINES = 200
 LINE_BYTES = 2**20
+MOST_PATH_BYTES = 90
+"""Of a directory with a socket in it: with its own name, Linux takes 107 and macOS 103."""
+KILLED = "; if nobody killed it, the machine was short of memory: take a smaller model, `context` or `slots`"
 SAMPLE_SECONDS = 0.2
 """How often it is looked how far a child has read."""
 ENVIRONMENT = re.compile(
@@ -93,14 +97,22 @@ class Child:
 
     @classmethod
     async def start(
-        cls, module: str, spec: Mapping[str, Any], *, seconds: float, environment: Mapping[str, str] | None = None
+        cls,
+        module: str,
+        spec: Mapping[str, Any],
+        *,
+        seconds: float,
+        environment: Mapping[str, str] | None = None,
+        python: Path | None = None,
     ) -> "Child":
         """Run `python -m module` and wait until it is ready; raises ModelFailed with the child's own reason."""
-        directory = scratch.folder()  # only this user can reach the socket
+        directory = _short(scratch.folder())  # only this user can reach the socket
         try:
-            child = cls(await _spawn(module, environment or {}), directory)
-        except BaseException:
+            child = cls(await _spawn(module, environment or {}, python), directory)
+        except BaseException as error:
             shutil.rmtree(directory, ignore_errors=True)
+            if python is not None and isinstance(error, OSError):
+                raise ModelFailed("the model's `python` cannot be run; check the setting", param="python") from None
             raise
         try:
             child.facts = await child._ready({**spec, "directory": str(directory)}, seconds)
@@ -164,7 +176,9 @@ class Child:
         with suppress(TimeoutError):
             async with asyncio.timeout(GRACE_SECONDS):
                 await asyncio.gather(self.ended(), self._listener)  # its last words explain why
-        error = said.get("error") or {"code": "", "message": f"the model's worker {self.obituary()} while it loaded"}
+        killed = KILLED if self._process.returncode == -signal.SIGKILL else ""
+        ended = f"the model's worker {self.obituary()} while it loaded{killed}"
+        error = said.get("error") or {"code": "", "message": ended}
         raise failure(error["code"], self._explained(error["message"]))
 
     async def _write(self, line: str) -> None:
@@ -220,19 +234,31 @@ class Child:
         self._tail.append(rest.decode(errors="replace"))
 
 
-async def _spawn(module: str, environment: Mapping[str, str]) -> asyncio.subprocess.Process:
+def _short(directory: Path) -> Path:
+    """The directory, if the system takes the name of a socket in it; else it is removed and ModelFailed says why."""
+    if len(os.fsencode(directory)) <= MOST_PATH_BYTES:
+        return directory
+    shutil.rmtree(directory, ignore_errors=True)
+    raise ModelFailed("the name of the temporary directory is too long for sockets; set TMPDIR to a shorter one")
+
+
+def inherited() -> dict[str, str]:
+    """The environment of a child: what it may inherit, and where it finds this very package."""
+    found = {name: value for name, value in os.environ.items() if ENVIRONMENT.fullmatch(name)}
+    return {**found, "PYTHONPATH": os.pathsep.join(filter(None, (str(HERE), found.get("PYTHONPATH"))))}
+
+
+async def _spawn(module: str, environment: Mapping[str, str], python: Path | None) -> asyncio.subprocess.Process:
     """A session of its own keeps a Ctrl-C at the terminal from ending the child before its parent has finished."""
-    inherited = {name: value for name, value in os.environ.items() if ENVIRONMENT.fullmatch(name)}
-    inherited["PYTHONPATH"] = os.pathsep.join(filter(None, (str(HERE), inherited.get("PYTHONPATH"))))
     return await asyncio.create_subprocess_exec(
-        sys.executable,
+        str(python or sys.executable),
         "-P",
         "-m",
         module,
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
-        env={**inherited, **environment},
+        env={**inherited(), **environment},
         start_new_session=True,
         limit=LINE_BYTES,
     )

@@ -41,7 +41,9 @@ class ModelSpec(BaseModel):
     """One model: its name, what runs it, and where its weights are.
 
     `projector` is the vision part (mmproj) of a GGUF model; beside the weights it is found by its name. `replies` is
-    what the scripted engine answers.
+    what the scripted engine answers. `python` and what stands below it are for weights in safetensors, `served` and
+    what stands below it for servers behind a `url`. A server's key never stands in the settings: `key_variable` names
+    the environment variable that holds it, `key_file` the file.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -64,6 +66,25 @@ class ModelSpec(BaseModel):
     memory_bytes: Annotated[int, Field(ge=1, description="what it takes, where the estimate is wrong")] | None = None
     reuse: Annotated[bool, Field(description="reuse the work on pictures seen before; False is for measuring")] = True
     replies: tuple[str, ...] = ()
+    thinking: Annotated[
+        int | None, Field(ge=0, le=8191, description="tokens to think for where a request does not say; 0: never")
+    ] = None
+    python: Annotated[
+        Path | None, Field(description="the Python whose environment runs the model; without it, medserve's own")
+    ] = None
+    precision: Literal["auto", "bfloat16", "float32", "float16"] = "auto"
+    quantise: Annotated[
+        Literal["8bit", "4bit"] | None, Field(description="hold the text weights in fewer bits (bitsandbytes)")
+    ] = None
+    device: Annotated[
+        str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="where to compute; auto uses every GPU there is")
+    ] = "auto"
+    parallel: Annotated[int, Field(ge=1, le=64, description="GPUs that share each layer (vLLM)")] = 1
+    arguments: Annotated[tuple[str, ...], Field(description="further arguments of the server's command (vLLM)")] = ()
+    served: Annotated[str, Field(description="the model's name at the server; without it, the only one there")] = ""
+    key_variable: str | None = None
+    key_file: Path | None = None
+    ca: Annotated[Path | None, Field(description="certificates that the server's is checked against")] = None
 
 
 DEMO_MODEL = ModelSpec(

@@ -9,14 +9,17 @@ import pytest
 
 from medserve.engines import Engine
 from medserve.engines.llama_cpp import LlamaCpp
+from medserve.engines.openai import OpenAIEngine
 from medserve.engines.scripted import Scripted
+from medserve.engines.transformers import Transformers
+from medserve.engines.vllm import OwnVllm
 from medserve.errors import InvalidRequest, NotSupported
 from medserve.generation import Chunk, Finish, Sampling, collect
-from tests.engines.subjects import ask, picture
+from tests.engines.subjects import VLLM_PYTHON, ask, picture
 
 pytestmark = pytest.mark.anyio
 
-ENGINES = ("scripted", "llama-cpp")
+ENGINES = ("scripted", "llama-cpp", "openai", "transformers", *(("vllm",) if VLLM_PYTHON else ()))
 SCHEMA = {
     "type": "object",
     "properties": {"colour": {"enum": ["brown", "black"]}, "even": {"type": "boolean"}},
@@ -29,8 +32,21 @@ Prepare = Callable[..., Engine]
 
 
 @pytest.fixture(params=ENGINES)
-def prepare(request: pytest.FixtureRequest, llama: LlamaCpp) -> Prepare:
-    engines: dict[str, Prepare] = {"scripted": lambda *replies: Scripted(replies), "llama-cpp": lambda *_: llama}
+def prepare(
+    request: pytest.FixtureRequest,
+    llama: LlamaCpp,
+    remote: OpenAIEngine,
+    tensors: Transformers,
+    real_vllm: OwnVllm | None,
+) -> Prepare:
+    engines: dict[str, Prepare] = {
+        "scripted": lambda *replies: Scripted(replies),
+        "llama-cpp": lambda *_: llama,
+        "openai": lambda *_: remote,
+        "transformers": lambda *_: tensors,
+    }
+    if real_vllm is not None:
+        engines["vllm"] = lambda *_: real_vllm
     return engines[request.param]
 
 
@@ -177,6 +193,74 @@ async def test_many_at_once(prepare: Prepare) -> None:
     results = await asyncio.gather(*asked)
 
     assert len(results) == 6
+
+
+THOUGHT = "<unused94>thought\none two three four five six seven<unused95>"
+"""What a script must say that is to think before it answers."""
+
+
+async def thoughtful(engine: Engine, question: str = "Describe the image.", **wishes: object) -> list[Chunk]:
+    """The pieces of an answer that has five of forty tokens to think; none where the engine refuses the wish."""
+    wish = ask(question, **{"thinking": 5, "max_tokens": 40, **wishes})
+    if not engine.capabilities.thinking:
+        with pytest.raises(NotSupported, match="thinking"):
+            await collect(engine.stream(wish))
+        return []
+    return [chunk async for chunk in engine.stream(wish)]
+
+
+async def test_a_thought_has_a_budget_and_then_an_answer(prepare: Prepare) -> None:
+    """It streams apart from the answer and before it; what both took is told once, at the end."""
+    if not (chunks := await thoughtful(prepare(THOUGHT + "brown and round"))):
+        return
+    words = [n for n, chunk in enumerate(chunks) if chunk.text]
+    thought = [n for n, chunk in enumerate(chunks) if chunk.thinking]
+    usage = chunks[-1].usage
+
+    assert max(thought) < min(words)
+    assert usage is not None
+    assert usage.thinking is not None
+    assert 1 <= usage.thinking <= 5
+    assert usage.thinking < usage.completion <= 40
+    assert all(chunk.usage is None and chunk.finish is None for chunk in chunks[:-1])
+    assert not any("<unused9" in chunk.text + chunk.thinking for chunk in chunks)
+
+
+async def test_what_binds_the_answer_does_not_bind_the_thought(prepare: Prepare) -> None:
+    """Choices: the answer is one of them, after a thought that is none."""
+    engine = prepare(THOUGHT + "brown")
+    if not engine.capabilities.choices:
+        return
+    if not (chunks := await thoughtful(engine, "Which colour?", choices=("brown", "black"))):
+        return
+
+    assert "".join(chunk.text for chunk in chunks) in {"brown", "black"}
+    assert "".join(chunk.thinking for chunk in chunks) not in {"", "brown", "black"}
+    assert chunks[-1].finish is Finish.STOP
+
+
+async def test_thinking_that_is_off_leaves_the_answer_alone(prepare: Prepare) -> None:
+    """No thought, and the words of a model that did not mean to think."""
+    engine = prepare("brown and round", "brown and round")
+    chunks = await thoughtful(engine, thinking=0, max_tokens=24)
+    usual = await collect(engine.stream(ask("Describe the image.")))
+
+    assert not any(chunk.thinking for chunk in chunks)
+    assert not chunks or "".join(chunk.text for chunk in chunks) == usual.text
+
+
+async def test_leaving_while_it_thinks(prepare: Prepare) -> None:
+    """The place is free for the next question."""
+    engine = prepare(*[THOUGHT + "brown and round"] * 2)
+    if not engine.capabilities.thinking:
+        return
+    async with aclosing(engine.stream(ask("Describe the image.", thinking=200, max_tokens=400))) as chunks:
+        assert (await anext(chunks)).thinking
+
+    async with asyncio.timeout(20):
+        result = await collect(engine.stream(ask("Which colour?", max_tokens=2)))
+
+    assert result.usage.completion > 0
 
 
 async def test_bad_wishes() -> None:

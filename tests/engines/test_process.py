@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from medserve import machine, process
+from medserve import machine, process, scratch
 from medserve.errors import MemoryShort, ModelFailed, WeightsCorrupt
 from medserve.process import Child, Progress
 
@@ -31,6 +31,19 @@ async def test_a_child_that_is_ready_gives_its_facts(tmp_path: Path) -> None:
     assert not worker.alive
     assert await worker.ended() == 0
     assert not worker.directory.exists()
+
+
+async def test_a_temporary_directory_with_a_long_name_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A socket could not lie in it, and the worker's own words for that help nobody."""
+    long = tmp_path / ("a" * 90)
+    long.mkdir()
+    monkeypatch.setattr(scratch, "folder", lambda: long)
+
+    with pytest.raises(ModelFailed, match="TMPDIR"):
+        await child(tmp_path, GOOD + WAITS)
+    assert not long.exists()
 
 
 async def test_a_child_that_will_not_go_is_made_to(tmp_path: Path) -> None:
@@ -59,9 +72,18 @@ async def test_a_child_that_dies_while_loading_leaves_its_last_words(tmp_path: P
 
 
 async def test_a_child_that_is_killed_while_loading(tmp_path: Path) -> None:
-    """The signal is named."""
-    with pytest.raises(ModelFailed, match="was ended by signal 9 while it loaded"):
+    """The signal is named, and what sends it where no person did."""
+    with pytest.raises(ModelFailed, match=r"was ended by signal 9 while it loaded; .* short of memory"):
         await child(tmp_path, "import os; os.kill(os.getpid(), 9)")
+
+
+async def test_a_python_that_is_none(tmp_path: Path) -> None:
+    """The setting is named, and no path."""
+    with pytest.raises(ModelFailed, match=r"`python` cannot be run; check the setting") as failed:
+        await Child.start("naughty", {}, seconds=5.0, python=tmp_path / "none")
+
+    assert "python" == failed.value.param
+    assert str(tmp_path) not in failed.value.message
 
 
 async def test_a_child_that_never_gets_ready(tmp_path: Path) -> None:

@@ -5,8 +5,8 @@ A module is an engine when it defines `async def start(model: ModelSpec, setting
 engines by the entry point group `medserve.engines`.
 """
 
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import AbstractContextManager, asynccontextmanager
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.metadata import entry_points
@@ -15,6 +15,7 @@ from typing import Protocol, runtime_checkable
 
 from medserve.errors import ModelFailed
 from medserve.generation import Chunk, GenerationRequest, LabelScores
+from medserve.images import Image
 from medserve.imaging.preprocess import VisionInput
 from medserve.places import Places
 from medserve.settings import ModelSpec, Settings
@@ -24,9 +25,11 @@ from medserve.settings import ModelSpec, Settings
 class Capabilities:
     """What an engine can honour with the model it has loaded; what is not here is refused, never ignored.
 
-    `context` counts tokens. `sight_test` says that the engine really looks, so that a test of its sight means
-    something. `facts` are for the record: `engine`, `weights`, versions and settings as texts; where the engine knows
-    them also `architecture`, `processor`, `trained_context` (tokens) and `devices` (the GPUs it computes on, or CPU).
+    `context` counts tokens. `batches` says that questions asked together are answered together, in hardly more time
+    than one. `thinking` says that it can be forbidden, and asked for with a budget. `sight_test` says that the engine
+    really looks, so that a test of its sight means something. `facts` are for the record: `engine`, `weights`, versions
+    and settings as texts; where the engine knows them also `architecture`, `processor`, `trained_context` (tokens) and
+    `devices` (the GPUs it computes on, or CPU).
     """
 
     context: int
@@ -37,6 +40,8 @@ class Capabilities:
     logprobs: bool = False
     score: bool = False
     prefix: bool = False
+    thinking: bool = False
+    batches: bool = False
     sight_test: bool = True
     facts: tuple[tuple[str, str], ...] = ()
 
@@ -79,6 +84,24 @@ class Counts(Protocol):
 
 
 @runtime_checkable
+class ShowsPicture(Protocol):
+    """An engine that can show what it hands to the model for a picture, so that it can be held against the original."""
+
+    async def shown(self, image: Image) -> bytes:
+        """The very file that goes to the model; raises NotSupported where the model takes no images."""
+        ...
+
+
+@runtime_checkable
+class ShowsPrompt(Protocol):
+    """An engine that can show the tokens which the model reads for a request."""
+
+    async def prompt_ids(self, request: GenerationRequest) -> tuple[int | None, ...]:
+        """The ids of the whole prompt, its beginning included; a picture with the marks around it is one None."""
+        ...
+
+
+@runtime_checkable
 class HasWorker(Protocol):
     """An engine that runs in a process of its own, whose memory goes back to the system when it ends."""
 
@@ -104,10 +127,20 @@ class Leases(Protocol):
 
     def lease(self) -> AbstractContextManager[None]: ...
 
+    async def ready(self) -> Engine:
+        """The loaded engine, loading it first where needed; raises ModelError with the reason when it cannot be."""
+        ...
 
-def leased(engine: Engine) -> AbstractContextManager[None]:
-    """Keeps the engine loaded for as long as it lasts: for work of several requests that belong together."""
-    return engine.lease() if isinstance(engine, Leases) else nullcontext()
+
+@asynccontextmanager
+async def leased(engine: Engine) -> AsyncIterator[None]:
+    """Loads the engine, and keeps it loaded: for work of several requests that belong together."""
+    if not isinstance(engine, Leases):
+        yield
+        return
+    with engine.lease():
+        await engine.ready()  # what it can do is known only then
+        yield
 
 
 Start = Callable[[ModelSpec, Settings], Awaitable[Engine]]
@@ -115,6 +148,25 @@ Start = Callable[[ModelSpec, Settings], Awaitable[Engine]]
 
 Both are found in `medserve.process`; an engine that starts its worker with `process.Child` has them from there.
 """
+
+
+SPECIAL = (
+    "python", "precision", "quantise", "device", "parallel", "arguments", "served", "key_variable", "key_file", "ca",
+)  # fmt: skip
+"""Settings of a model that only some engines have a use for."""
+SERVER = ("served", "key_variable", "key_file", "ca")
+"""Those for a server that somebody else runs."""
+
+
+def refuse_unused(model: ModelSpec, *used: str) -> None:
+    """Raise ModelFailed for a special setting that was made and is none of `used`: never ignored in silence."""
+    for name in SPECIAL:
+        if name not in used and getattr(model, name) != ModelSpec.model_fields[name].default:
+            raise ModelFailed(
+                f"the engine {model.engine} has no use for the setting {name} of {model.name}; leave it out, or name "
+                "the engine that it is for",
+                param=name,
+            )
 
 
 def find(name: str) -> Start:
@@ -129,5 +181,6 @@ def find(name: str) -> Start:
 
 
 def built_in() -> tuple[str, ...]:
-    """The names of this folder's engines."""
-    return tuple(sorted(info.name.replace("_", "-") for info in iter_modules(__path__)))
+    """The names of this folder's engines; what begins with `_` is what they share."""
+    found = (info.name for info in iter_modules(__path__))
+    return tuple(sorted(name.replace("_", "-") for name in found if not name.startswith("_")))

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from medserve.engines.llama_cpp import projector_beside
-from medserve.errors import DiskFull, InvalidRequest, NotSupported, WeightsCorrupt, WeightsMissing
+from medserve.errors import DiskFull, InvalidRequest, ModelFailed, NotSupported, WeightsCorrupt, WeightsMissing
 from medserve.hub import fitting, listing
 from medserve.hub.family import FAMILY, TERMS, short_name
 from medserve.hub.listing import Format, Listing, Picked
@@ -88,6 +88,8 @@ def pull(wish: Wish, means: Means) -> Pulled:
         model = _own(wish, means) if own else _remote(wish, short, means)
         if model.format == "gguf":
             _weighed(model, means)  # no file that is no model is ever recorded
+        else:
+            _foretold(model, means)
         means.store.write(model)
     return model
 
@@ -95,8 +97,16 @@ def pull(wish: Wish, means: Means) -> Pulled:
 def _weighed(model: Pulled, means: Means) -> None:
     need = fitting.need_of(model.spec)
     means.tell(f"{model.name} takes {need.words}")
-    if words := fitting.misfit(need.total, fitting.room(means.settings), need.weights, model.choices):
+    if words := fitting.obstacle(need, means.settings, model.choices):
         means.tell(f"warning: {words}")
+
+
+def _foretold(model: Pulled, means: Means) -> None:
+    """What safetensors take, or why the engine here would not load them: another one may."""
+    try:
+        _weighed(model, means)
+    except ModelFailed as error:
+        means.tell(f"warning: the transformers engine cannot load it: {error.message}")
 
 
 @contextmanager

@@ -1,7 +1,6 @@
 """The models that were pulled: one small JSON file for each, which says where its files are and what they hash to."""
 
 import os
-from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -155,9 +154,5 @@ def _delete(pointer: Path) -> int:
 def declared(settings: Settings) -> Settings:
     """The settings with every pulled model among their models; one that they declare by the same name stands."""
     names = {spec.name for spec in settings.models}
-    pulled = _specs(Store(settings.home).kept().models, names)
+    pulled = [model.spec for model in Store(settings.home).kept().models if model.name not in names]
     return settings.model_copy(update={"models": (*settings.models, *pulled)}) if pulled else settings
-
-
-def _specs(models: Sequence[Pulled], taken: set[str]) -> list[ModelSpec]:
-    return [model.spec for model in models if model.name not in taken]

@@ -69,7 +69,7 @@ def read(path: Path) -> Header:
                 return _Cursor(data).header()
             except Malformed:
                 raise
-            except (struct.error, ValueError, KeyError, IndexError):
+            except (struct.error, ValueError, KeyError, IndexError, RecursionError):
                 raise Malformed("its header ends or breaks off early") from None
 
 

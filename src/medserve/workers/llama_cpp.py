@@ -6,20 +6,19 @@ decides with what settings, because several of its defaults are slow or silently
 
 import json
 import os
-import shutil
 import sys
-import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from gguf import LlamaFileType
 
 from medserve.errors import MedserveError, ModelFailed, ProjectorMissing, WeightsCorrupt, WeightsMissing
 from medserve.workers import gguf_header
 from medserve.workers.gguf_header import Header, Malformed
+from medserve.workers.parent import Parent
 
 ARCHITECTURE = "gemma3"
 PROJECTOR = "gemma3"
@@ -73,36 +72,17 @@ class Vision:
 
 def main() -> None:
     """Load what standard input names, say so, and serve until standard input ends."""
-    parent = _private_stdout()
+    parent = Parent.taken()
     spec = Spec.of(json.loads(sys.stdin.readline()))
-    go = threading.Semaphore(0)
-    watcher = threading.Thread(target=_leave_with_parent, args=(spec.directory,), kwargs={"go": go}, daemon=True)
-    watcher.start()
+    watcher = parent.leave_with_it(spec.directory)
     try:
-        server, facts = load(spec, _Parent(parent, go))
+        server, facts = load(spec, parent)
     except MedserveError as error:
-        _say(parent, {"error": {"code": error.code, "message": error.message}})
+        parent.say({"error": {"code": error.code, "message": error.message}})
         sys.exit(1)
-    _say(parent, {"ready": facts})
+    parent.say({"ready": facts})
     watcher.join()
     del server
-
-
-class _Parent:
-    """Who started this process: it gives room and is told how far the load is."""
-
-    def __init__(self, pipe: TextIO, go: threading.Semaphore) -> None:
-        self._pipe = pipe
-        self._go = go
-
-    def ask_for(self, memory_bytes: int) -> None:
-        """Return once so much memory may be taken; where it may not, the parent ends this process."""
-        _say(self._pipe, {"need": {"memory_bytes": memory_bytes}})
-        self._go.acquire()
-
-    def tell(self, stage: str, reads: int) -> None:
-        """Say what is done now and how many bytes of files that reads."""
-        _say(self._pipe, {"progress": {"stage": stage, "reads": reads}})
 
 
 @dataclass(frozen=True)
@@ -135,6 +115,15 @@ class Examined:
 
 def examine(spec: Spec) -> Examined:
     """Read the headers in milliseconds; raises ModelFailed with the reason why the files cannot be a model."""
+    try:
+        return _examined(spec)
+    except (ArithmeticError, TypeError, ValueError):  # a patch of no pixels, a text for a number
+        raise WeightsCorrupt(
+            f"{spec.weights.name} or its vision part says of itself what cannot be; fetch them again"
+        ) from None
+
+
+def _examined(spec: Spec) -> Examined:
     weights = _header(spec.weights, "weights")
     if weights.get("general.architecture") != ARCHITECTURE:
         raise WeightsCorrupt(
@@ -152,11 +141,13 @@ def examine(spec: Spec) -> Examined:
     return Examined(weights, vision, context, need)
 
 
-def load(spec: Spec, parent: _Parent) -> tuple[Any, dict[str, Any]]:
+def load(spec: Spec, parent: Parent) -> tuple[Any, dict[str, Any]]:
     """The running server, and the facts about what it serves; raises ModelFailed with the reason."""
     found = examine(spec)
     parent.ask_for(found.need.total)
-    server = _serve(spec, found.context, found.vision, lambda: parent.tell(_stage(found.vision), found.need.files))
+    server = _serve(
+        spec, found.context, found.vision, lambda: parent.tell(_stage(found.vision), reads=found.need.files)
+    )
     return server, _facts(spec, found.weights, found.context, found.vision)
 
 
@@ -208,6 +199,11 @@ def _vision(spec: Spec, weights: Header) -> Vision:
 
 
 def _header(path: Path, role: str) -> Header:
+    if path.is_dir():
+        raise WeightsMissing(
+            f"{path.name} is a folder; name the GGUF file that is meant, or, for safetensors, set `engine` to "
+            "transformers or vllm"
+        )
     if not path.is_file():
         kind = ProjectorMissing if role == "projector" else WeightsMissing
         raise kind(f"the {role} file {path.name} does not exist; check the model's paths in your settings")
@@ -285,7 +281,6 @@ def _facts(spec: Spec, weights: Header, context: int, vision: Vision | None) -> 
         "socket": str(socket(spec.directory)),
         "context": context,
         "vision": {"size": vision.size, "tokens": vision.tokens} if vision else None,
-        "end_of_turn": weights.get("tokenizer.ggml.eot_token_id"),
         "record": {
             "weights": _title(spec.weights, weights),
             "file": spec.weights.name,
@@ -334,29 +329,6 @@ def _quantisation(weights: Header) -> str:
 
 def socket(directory: Path) -> Path:
     return directory / "http.sock"
-
-
-def _private_stdout() -> TextIO:
-    """The pipe to the parent, out of reach of native code that prints: what it prints goes to standard error."""
-    parent = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)
-    return parent
-
-
-def _say(parent: TextIO, what: dict[str, Any]) -> None:
-    parent.write(json.dumps(what) + "\n")
-    parent.flush()
-
-
-def _leave_with_parent(
-    directory: Path, leave: Callable[[int], Any] = os._exit, *, go: threading.Semaphore | None = None
-) -> None:
-    """Standard input ends when the parent closes it, or when the parent ends however suddenly; a line says `go`."""
-    while os.read(0, 4096):
-        if go is not None:
-            go.release()
-    shutil.rmtree(directory, ignore_errors=True)
-    leave(0)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,86 @@
+"""What all engines with a worker process share: one that hangs is ended, one that dies is missed at once."""
+
+import asyncio
+
+import httpx
+import structlog
+
+from medserve.engines import Capabilities
+from medserve.engines.openai import OpenAIEngine
+from medserve.errors import EngineError, MedserveError, WorkerCrashed
+from medserve.process import Child
+from medserve.settings import ModelSpec
+from medserve.unix_http import UnixClient
+
+log = structlog.get_logger()
+
+LAST_SECONDS = 2.0
+"""How long a worker that hung up may take to be known as dead."""
+PROBE_SECONDS = 10.0
+"""How often the worker is asked whether it is there, and how long it may take to say so. It does not compute there."""
+MISSED = 2
+"""Probes in a row without an answer after which a worker is ended: one may be late on a machine under load."""
+
+
+class WorkerEngine(OpenAIEngine):
+    """A model in a worker process of its own, which answers HTTP at the unix socket that its facts name."""
+
+    def __init__(self, model: ModelSpec, child: Child, capabilities: Capabilities, *, seconds: float) -> None:
+        super().__init__(model, UnixClient(child.facts["socket"]), capabilities, seconds=seconds)
+        self._child = child
+        self._watch: asyncio.Task[None] | None = None
+
+    def watch(self) -> None:
+        """From now on end the worker when it no longer says that it is there: all its work fails, and it is not alive.
+
+        A worker may be stopped by a person, or hang with all its threads; its requests would wait for their own limit,
+        as they do where only the thread that computes hangs, which nobody can tell from long work.
+        """
+        self._watch = asyncio.create_task(self._watched(), name=f"watch {self.name}")
+
+    async def _watched(self) -> None:
+        missed = 0
+        while missed < MISSED:
+            await asyncio.sleep(PROBE_SECONDS)
+            missed = 0 if await self._responds() else missed + 1
+        log.error("worker.hung", model=self.name, seconds=PROBE_SECONDS * MISSED)
+        await self._child.stop(grace=0)
+
+    async def _responds(self) -> bool:
+        """Whether the worker's listener answers at all, be it busy or not."""
+        try:
+            async with asyncio.timeout(PROBE_SECONDS):
+                await self._client.get("/health")
+        except (TimeoutError, httpx.HTTPError):
+            return False
+        return True
+
+    @property
+    def alive(self) -> bool:
+        return self._child.alive and super().alive
+
+    @property
+    def pid(self) -> int:
+        """The worker's process."""
+        return self._child.pid
+
+    async def exited(self) -> int:
+        """Wait until the worker has ended, for whatever reason; its exit status."""
+        return await self._child.ended()
+
+    async def close(self) -> None:
+        """End the worker, which returns all memory to the system."""
+        if self._watch is not None:
+            self._watch.cancel()
+        try:
+            await super().close()
+        finally:
+            await self._child.stop()
+
+    async def _lost(self) -> MedserveError:
+        try:
+            async with asyncio.timeout(LAST_SECONDS):
+                await self._child.ended()
+        except TimeoutError:
+            return EngineError(f"the worker of {self.name} hung up on this request; ask again")
+        return WorkerCrashed(f"the worker of {self.name} ended with work to do; it is started anew by the next request")
