@@ -8,7 +8,7 @@ import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager, contextmanager, suppress
 from contextvars import Context
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from math import ceil
 from pathlib import Path
@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 import structlog
 from structlog.contextvars import clear_contextvars
 
-from medserve import engines, metrics, observation, planning, process, sight
+from medserve import engines, metrics, observation, planning, process, sight, thinking
 from medserve.engines import Capabilities, Counts, Engine, HasPlaces, HasWorker, Start
 from medserve.errors import (
     InvalidRequest,
@@ -360,7 +360,8 @@ class ModelHandle:
         if self._crashes > crashes:
             raise self._crashed_at_once()
         metrics.loaded(self.name, self._load_seconds or 0.0)
-        log.info("model.ready", model=self.name, seconds=round(self._load_seconds or 0, 2), sees=self._blind is None)
+        sees = self._blind is None and engine.capabilities.vision is not None
+        log.info("model.ready", model=self.name, seconds=round(self._load_seconds or 0, 2), sees=sees)
         return engine
 
     def _crashed_at_once(self) -> WorkerCrashed:
@@ -396,6 +397,7 @@ class ModelHandle:
         self._progress = Progress("starting")
         engine = await self._start(self.spec, self._settings)
         try:
+            self._check_habit(engine)
             self._blind = await self._blindness(engine)
             self._settled(engine)
             await self.weigh()
@@ -405,6 +407,14 @@ class ModelHandle:
             await self._left()
             raise
         return engine
+
+    def _check_habit(self, engine: Engine) -> None:
+        """Raise ModelFailed when the settings say how long to think and the engine cannot be told."""
+        if self.spec.thinking is not None and not engine.capabilities.thinking:
+            raise ModelFailed(
+                f"{self.name} cannot be told whether and how long to think; take `thinking` out of its settings",
+                param="model",
+            )
 
     def _settled(self, engine: Engine) -> None:
         self._engine, self._capabilities = engine, engine.capabilities
@@ -492,6 +502,7 @@ class ModelHandle:
     async def stream(self, request: GenerationRequest) -> AsyncGenerator[Chunk, None]:
         """Answer with the loaded engine; see `Engine.stream`. With `score` the one way to the engine."""
         with self.lease():
+            request = self._wished(request)
             engine = await self._for(request)
             answer = observation.answer(self.name, engine, request, self._place(engine))
             async with aclosing(answer) as chunks:
@@ -506,6 +517,13 @@ class ModelHandle:
             scores = await observation.scores(self.name, engine, request, labels, self._place(engine))
             self._crashes = 0
             return scores
+
+    def _wished(self, request: GenerationRequest) -> GenerationRequest:
+        """The request, thinking as the model's settings have it where it does not say itself."""
+        usual = self.spec.thinking
+        if request.thinking is not None or usual is None:
+            return request
+        return replace(request, thinking=thinking.within(usual, request.max_tokens))
 
     async def _for(self, request: GenerationRequest) -> Engine:
         """The engine that will answer; the one place where a request is held against what the model can take."""
@@ -724,6 +742,7 @@ class Models:
 
     async def add(self, spec: ModelSpec) -> ModelHandle:
         """One more model, until the service ends; raises InvalidRequest that names the field at fault."""
+        _check_secrets(spec)
         await in_thread(_check_files, spec)
         if spec.name in self._handles:
             raise InvalidRequest("a model has that name already; remove it or take another name", param="name")
@@ -756,6 +775,17 @@ class Models:
 
     async def close(self) -> None:
         await asyncio.gather(*(handle.close() for handle in self))
+
+
+SECRETS = ("key_variable", "key_file", "ca", "python", "arguments")
+"""What only the settings may say of a model: with a request, they would send this machine's secrets to any address, or
+run any program on it."""
+
+
+def _check_secrets(spec: ModelSpec) -> None:
+    for name in SECRETS:
+        if getattr(spec, name):
+            raise InvalidRequest(f"{name} can be said in the settings only; declare the model there", param=name)
 
 
 def _check_files(spec: ModelSpec) -> None:

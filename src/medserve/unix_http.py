@@ -19,6 +19,9 @@ CONNECT_SECONDS = 10.0
 AGAIN_SECONDS = 0.005
 """How long it is waited when the listener has as many connections waiting as it takes."""
 PIECE_BYTES = 2**18
+MOST_HEAD_BYTES = 2**18
+MOST_WHOLE_BYTES = 2**28
+"""More than any answer that is wanted whole: who sends more does not know what it was asked."""
 
 
 class Answer(Protocol):
@@ -26,6 +29,8 @@ class Answer(Protocol):
 
     @property
     def status_code(self) -> int: ...
+    @property
+    def headers(self) -> Mapping[str, str]: ...
     @property
     def content(self) -> bytes: ...
     def json(self) -> Any: ...
@@ -56,7 +61,7 @@ class UnixClient:
     @asynccontextmanager
     async def stream(
         self, method: str, url: str, *, json: Any = None, headers: Mapping[str, str] | None = None
-    ) -> AsyncIterator["_Answer"]:
+    ) -> AsyncIterator["Arriving"]:
         """The answer once its head is there; leaving the context hangs up, whatever has still to come.
 
         Raises httpx.TransportError when the server cannot be reached or hangs up first.
@@ -65,9 +70,10 @@ class UnixClient:
             raise httpx.ConnectError("the client was closed")
         reader, writer = await self._connection()
         try:
-            writer.writelines(_request(method, url, json, headers or {}))
+            told = {"host": "worker", "connection": "close", **(headers or {})}
+            writer.writelines(written(method, url, json, told))
             await writer.drain()
-            answer = _Answer(reader)
+            answer = Arriving(reader)
             await answer.begin()
             yield answer
         except OSError as error:
@@ -75,11 +81,11 @@ class UnixClient:
         finally:
             writer.transport.abort()  # what was not sent yet is not wanted any more
 
-    async def post(self, url: str, *, json: Any = None) -> "_Answer":
+    async def post(self, url: str, *, json: Any = None) -> "Arriving":
         """The whole answer."""
         return await self._whole("POST", url, json)
 
-    async def get(self, url: str) -> "_Answer":
+    async def get(self, url: str) -> "Arriving":
         """The whole answer."""
         return await self._whole("GET", url, None)
 
@@ -87,7 +93,7 @@ class UnixClient:
         """Ask nothing any more."""
         self.is_closed = True
 
-    async def _whole(self, method: str, url: str, json: Any) -> "_Answer":
+    async def _whole(self, method: str, url: str, json: Any) -> "Arriving":
         async with self.stream(method, url, json=json) as answer:
             await answer.aread()
             return answer
@@ -119,25 +125,28 @@ class UnixClient:
             raise httpx.ConnectError("nobody listens") from error
 
 
-def _request(method: str, url: str, json: Any, headers: Mapping[str, str]) -> tuple[bytes, bytes]:
+def written(method: str, url: str, json: Any, headers: Mapping[str, str]) -> tuple[bytes, bytes]:
+    """The head and the body of a request, as they are sent."""
     body = b"" if json is None else json_text.dumps(json).encode()
-    told = {"host": "worker", "connection": "close", "content-length": str(len(body)), **headers}
+    told = {**headers, "content-length": str(len(body))}
     if body:
         told["content-type"] = "application/json"
     lines = [f"{method} {url} HTTP/1.1", *(f"{name}: {value}" for name, value in told.items()), "", ""]
     return "\r\n".join(lines).encode("latin-1"), body
 
 
-class _Answer:
-    """One answer while it is read."""
+class Arriving:
+    """One answer while it is read. Its headers have names in small letters."""
 
     status_code = 0
 
     def __init__(self, reader: asyncio.StreamReader) -> None:
+        self.headers: dict[str, str] = {}
         self._reader = reader
         self._parser = httptools.HttpResponseParser(self)
         self._pieces: list[bytes] = []
-        self._headed = self._whole = False
+        self.read_bytes = 0
+        self._headed = self._whole = self._kept = False
         self._content: bytes | None = None
 
     @property
@@ -150,9 +159,16 @@ class _Answer:
         """The whole body as JSON; raises ValueError when it is none."""
         return json_text.loads(self.content)
 
+    @property
+    def reusable(self) -> bool:
+        """Whether the answer has been read to its end, and the server keeps the connection open for another."""
+        return self._whole and self._kept
+
     async def begin(self) -> None:
         """Read up to the end of the head."""
         while not self._headed:
+            if self.read_bytes > MOST_HEAD_BYTES:
+                raise httpx.RemoteProtocolError("the head of the answer has no end")
             await self._feed()
         self.status_code = self._parser.get_status_code()
 
@@ -170,24 +186,49 @@ class _Answer:
     async def aread(self) -> bytes:
         """The whole body."""
         if self._content is None:
-            self._content = b"".join([piece async for piece in self.aiter_bytes()])
+            content = bytearray()
+            async for piece in self.aiter_bytes():
+                content += piece
+                if len(content) > MOST_WHOLE_BYTES:
+                    raise httpx.RemoteProtocolError("the answer has no end")
+            self._content = bytes(content)
         return self._content
 
     async def _feed(self) -> None:
         data = await self._reader.read(PIECE_BYTES)
+        if not data and self._headed and self._ends_with_connection:
+            self._whole = True
+            return
         if not data:
             raise httpx.RemoteProtocolError("the server hung up in the middle of its answer")
+        self.read_bytes += len(data)
         try:
             self._parser.feed_data(data)
-        except httptools.HttpParserError as error:
+        except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
             raise httpx.RemoteProtocolError("the server does not speak HTTP") from error
 
+    @property
+    def _ends_with_connection(self) -> bool:
+        """Whether only the connection's end tells the body's (RFC 9112, 6.3)."""
+        return not self.headers.keys() & {"content-length", "transfer-encoding"}
+
+    def on_message_begin(self) -> None:
+        """Called by the parser, as the next four. An answer that nobody asked for makes the connection useless."""
+        if self._whole:
+            raise httpx.RemoteProtocolError("the server said more than it was asked")
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self.headers[name.decode("latin-1").lower()] = value.decode("latin-1")
+
     def on_headers_complete(self) -> None:
-        """Called by the parser, as the next two."""
+        if self._parser.get_status_code() < httpx.codes.OK:  # it only says that the answer will come (RFC 9110, 15.2)
+            self.headers.clear()
+            return
         self._headed = True
+        self._kept = self._parser.should_keep_alive()
 
     def on_body(self, body: bytes) -> None:
         self._pieces.append(body)
 
     def on_message_complete(self) -> None:
-        self._whole = True
+        self._whole = self._headed

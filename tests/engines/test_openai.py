@@ -3,14 +3,15 @@
 import asyncio
 import json
 from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import aclosing, asynccontextmanager, suppress
+from contextlib import aclosing, asynccontextmanager
 
 import httpx
 import pytest
 
 from medserve.engines import Capabilities, openai
+from medserve.engines._server import connected
 from medserve.engines.llama_cpp import LlamaCpp
-from medserve.engines.openai import OpenAIEngine, Piece, refusal
+from medserve.engines.openai import OpenAIEngine, Piece, refusal, timed
 from medserve.errors import (
     ContextOverflow,
     EngineError,
@@ -21,48 +22,14 @@ from medserve.errors import (
     ModelLoading,
     NotSupported,
 )
-from medserve.generation import Finish, GenerationRequest, Message, Sampling, collect
+from medserve.generation import Finish, GenerationRequest, Message, Sampling, TokenLogprob, collect
 from medserve.places import Places
 from medserve.settings import ModelSpec, Settings
 from medserve.text import Thinking, split_thinking
+from tests.engines.servers import listening, port_of, read
 from tests.engines.subjects import ask, picture, running
 
 pytestmark = pytest.mark.anyio
-
-
-async def pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    with suppress(ConnectionError):
-        while piece := await reader.read(65536):
-            writer.write(piece)
-            await writer.drain()
-    writer.close()
-
-
-@asynccontextmanager
-async def port_of(engine: LlamaCpp) -> AsyncIterator[int]:
-    """A TCP port that leads to the worker's socket, as if the server were somebody else's."""
-
-    async def connect(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        far_reader, far_writer = await asyncio.open_unix_connection(engine._child.facts["socket"])
-        await asyncio.gather(pump(reader, far_writer), pump(far_reader, writer))
-
-    server = await asyncio.start_server(connect, "127.0.0.1", 0)
-    try:
-        yield server.sockets[0].getsockname()[1]
-    finally:
-        server.close()
-
-
-@pytest.fixture
-async def remote(llama: LlamaCpp) -> AsyncIterator[OpenAIEngine]:
-    """The shared worker, asked in OpenAI's dialect over TCP."""
-    async with port_of(llama) as port:
-        spec = ModelSpec(name="remote", engine="openai", url=f"http://127.0.0.1:{port}")
-        engine = await openai.start(spec, Settings())
-        try:
-            yield engine
-        finally:
-            await engine.close()
 
 
 async def test_words_and_counts(remote: OpenAIEngine) -> None:
@@ -100,11 +67,8 @@ async def test_a_prompt_too_long(remote: OpenAIEngine) -> None:
         await collect(remote.stream(ask("word " * 5000)))
 
 
-@pytest.mark.parametrize("wish", [{"choices": ("a", "b")}, {"prefix": "It is"}])
-async def test_what_not_every_server_can_do_is_refused(remote: OpenAIEngine, wish: dict[str, object]) -> None:
-    """A wish that a server might ignore in silence is refused instead."""
-    with pytest.raises(NotSupported):
-        await collect(remote.stream(ask("?", **wish)))
+async def test_labels_are_not_scored(remote: OpenAIEngine) -> None:
+    """The dialect shows no probability of what was not written."""
     with pytest.raises(NotSupported):
         await remote.score(ask("?"), ["a"])
 
@@ -154,6 +118,122 @@ def test_refusals_have_types_and_quote_nothing(status: int, kind: type[Exception
     assert type(error) is kind
     assert "Jane" not in error.message
     assert type(refusal(status, b"<html>")) is kind
+    assert type(refusal(status, b'{"error": "cannot parse: patient Jane"}')) is kind
+    assert type(refusal(status, b"[" * 20_000)) is kind
+
+
+def test_a_prompt_too_long_is_told_in_numbers_only() -> None:
+    """What stands where a number should is not passed on."""
+    said = {"type": "exceed_context_size_error", "n_prompt_tokens": "patient Jane", "n_ctx": 10}
+    error = refusal(400, json.dumps({"error": said}).encode())
+
+    assert type(error) is ContextOverflow
+    assert "Jane" not in error.message
+
+
+@pytest.mark.parametrize(
+    ("said", "seconds"),
+    [("7", 7.0), ("9" * 500, 3600.0), ("Mon, 01 Jan 2026 00:00:00 +99999999999", None), ("soon", None)],
+    ids=lambda value: str(value)[:12],
+)
+def test_a_time_to_wait_is_believed_where_it_can_be(said: str, seconds: float | None) -> None:
+    """Whatever else stands there is no time, and no failure of ours."""
+    assert seconds == timed(ModelBusy("m"), {"retry-after": said}).retry_after
+
+
+@pytest.mark.parametrize(("limit", "line"), [("MOST_LINE_BYTES", b"data: x"), ("MOST_WHOLE_BYTES", b": x\n")])
+async def test_a_stream_without_an_end_is_left(monkeypatch: pytest.MonkeyPatch, limit: str, line: bytes) -> None:
+    """One endless line, or endless lines that say nothing: memory is not filled until the answer's time is over."""
+    monkeypatch.setattr(openai, limit, 2**20)
+    sent = 0
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal sent
+        await read(reader)
+        writer.write(b"HTTP/1.1 200 OK\r\n\r\n")
+        while True:
+            writer.write(line * 2**12)
+            await writer.drain()
+            sent += len(line) * 2**12
+
+    async with listening(serve) as port:
+        spec = ModelSpec(name="m", engine="openai", url=f"http://127.0.0.1:{port}")
+        engine = OpenAIEngine(spec, connected(spec), Capabilities(context=100), seconds=60)
+        with pytest.raises(EngineError, match="cannot be understood"):
+            await collect(engine.stream(ask("?")))
+        await engine.close()
+
+    assert sent < 2**25
+
+
+@asynccontextmanager
+async def odd(listed: object, event: str = "") -> AsyncIterator[str]:
+    """The address of a server that lists these models and answers every question with this event."""
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        asked = await reader.readuntil(b"\r\n\r\n")
+        body = json.dumps({"data": listed}) if asked.startswith(b"GET") else f"data: {event}\n\n"
+        writer.write(f"HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-length: {len(body)}\r\n\r\n{body}".encode())
+        await writer.drain()
+        writer.close()
+
+    server = await asyncio.start_server(answer, "127.0.0.1", 0)
+    try:
+        yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    finally:
+        server.close()
+
+
+@pytest.mark.parametrize(
+    "event",
+    [
+        '{"error": "patient Jane"}',
+        '{"error": {"code": "overloaded", "message": "patient Jane"}}',
+        '{"error": {"code": null, "message": "patient Jane"}}',
+        '{"choices": "patient Jane"}',
+        '["patient Jane"]',
+        "patient Jane",
+        '{"choices": [{"delta": {"content": ["patient Jane"]}}]}',
+        '{"choices": [{"delta": {"content": "Jane \\ud83d"}}]}',
+        '{"choices": [{"delta": {"reasoning": {"text": "patient Jane"}}}]}',
+        '{"choices": [{"delta": {}}], "usage": {"prompt_tokens": "Jane", "completion_tokens": 1}}',
+        '{"choices": [{"delta": {}}], "usage": {"prompt_tokens": 1e999, "completion_tokens": 1}}',
+        '{"choices": [{"delta": {}, "logprobs": {"content": [{"token": "a", "logprob": "Jane"}]}}]}',
+        '{"choices": [{"delta": {}, "logprobs": {"content": [{"token": "a", "logprob": NaN}]}}]}',
+        "[" * 20_000,
+    ],
+    ids=lambda event: event[:60],
+)
+async def test_what_no_such_server_would_say_is_a_typed_error(event: str) -> None:
+    """However oddly a server puts its failure, the caller gets an error of the engine without its words."""
+    async with odd([{"id": "m", "meta": None}], event) as url:
+        spec = ModelSpec(name="m", engine="openai", url=url)
+        with pytest.raises(ModelFailed) as told:
+            await openai.start(spec, Settings())
+        engine = OpenAIEngine(spec, connected(spec), Capabilities(context=100), seconds=1)
+        with pytest.raises(EngineError) as raised:
+            await collect(engine.stream(ask("?")))
+        await engine.close()
+
+    assert "Jane" not in raised.value.message + told.value.message
+
+
+@pytest.mark.parametrize(
+    ("listed", "words"),
+    [
+        (None, "it has: none"),
+        ([{"id": "m" * 1000}, {"id": "m\nodd"}], "it has: none"),
+        ([{}], "is it running"),
+        ("ab", "is it running"),
+        ([{"id": "m", "max_model_len": float("inf")}], "cannot be understood"),
+    ],
+    ids=["none", "odd names", "no names", "text", "no number"],
+)
+async def test_a_server_without_models_is_told(listed: object, words: str) -> None:
+    """A server that has no model, or lists them in a way of its own, cannot be used, and the reason says so."""
+    async with odd(listed) as url:
+        with pytest.raises(ModelFailed, match=words):
+            await openai.start(ModelSpec(name="m", engine="openai", url=url), Settings())
 
 
 async def test_places_of_one_kin_take_turns() -> None:
@@ -180,12 +260,13 @@ class Saying(OpenAIEngine):
     """An engine whose server says these pieces."""
 
     def __init__(self, *said: str) -> None:
-        super().__init__(ModelSpec(name="m"), httpx.AsyncClient(), Capabilities(context=100), seconds=1)
+        able = Capabilities(context=100, logprobs=True)
+        super().__init__(ModelSpec(name="m"), httpx.AsyncClient(), able, seconds=1)
         self.said = said
 
     async def _pieces(self, request: GenerationRequest, deadline: float) -> AsyncGenerator[Piece, None]:
         for text in self.said:
-            yield Piece(text=text)
+            yield Piece(text=text, logprobs=() if request.top_logprobs is None else (TokenLogprob(text, -0.5),))
         yield Piece(finish=Finish.STOP, prompt=1, completion=1)
 
 
@@ -205,6 +286,26 @@ async def test_thinking_that_nothing_opens_is_not_the_answer(said: tuple[str, ..
 
     assert (text, thinking) == (result.text, result.thinking)
     assert split_thinking("".join(said)) == Thinking(text, thinking, truncated=False)
+
+
+@pytest.mark.parametrize(
+    ("said", "tokens"),
+    [
+        (("<unused94>", "thought", "\n", "Hm", ".", "<unused95>", "a", " notch"), ["a", " notch"]),
+        (("thought", "\n", "Hm", "<unu", "sed95>", "a", " notch"), ["a", " notch"]),
+        (("Hm", ".", "<unused95>", "a", " notch"), ["a", " notch"]),
+        (("<unused94>", "thought", "\n", "Hm"), []),
+        (("thought", "ful <", "unu", "sed>", " <"), ["thought", "ful <", "unu", "sed>", " <"]),
+    ],
+)
+async def test_log_probabilities_of_a_thought_by_habit_are_not_the_answers(
+    said: tuple[str, ...], tokens: list[str]
+) -> None:
+    """Neither those of its words nor of its marks: the tokens that are told of spell the answer."""
+    result = await collect(Saying(*said).stream(ask("?", top_logprobs=0)))
+
+    assert tokens == [entry.token for entry in result.logprobs]
+    assert "".join(tokens) == result.text
 
 
 async def test_halves_of_a_control_token_beside_a_picture_do_not_meet(remote: OpenAIEngine) -> None:

@@ -7,17 +7,21 @@ better way to ask the same server, as llama.cpp has, derives from `OpenAIEngine`
 
 import asyncio
 import json
+from base64 import b64decode
 from collections import OrderedDict
-from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager, suppress
 from dataclasses import dataclass, replace
+from email.utils import parsedate_to_datetime
 from hashlib import sha256
+from math import isnan
+from time import time
 from typing import Any
 
 import httpx
 
-from medserve import tracing
-from medserve.engines import Capabilities
+from medserve import thinking, tracing
+from medserve.engines import SERVER, Capabilities, refuse_unused
 from medserve.errors import (
     ContextOverflow,
     EngineError,
@@ -26,9 +30,9 @@ from medserve.errors import (
     InvalidRequest,
     MedserveError,
     ModelBusy,
-    ModelFailed,
     ModelLoading,
     NotSupported,
+    ServerLost,
 )
 from medserve.generation import (
     Chunk,
@@ -37,63 +41,39 @@ from medserve.generation import (
     LabelScores,
     Message,
     Part,
+    Result,
     Sampling,
     Timings,
     TokenLogprob,
     Usage,
 )
-from medserve.imaging.preprocess import VisionInput
+from medserve.images import Image
 from medserve.places import Pictures, Places
 from medserve.settings import ModelSpec, Settings
 from medserve.text import CLOSING, ThinkingSplitter, neutralise
 from medserve.threads import in_thread
-from medserve.unix_http import Answer, Asking
+from medserve.unix_http import MOST_WHOLE_BYTES, Answer, Asking
 
 CONNECT_SECONDS = 10.0
 MEDGEMMA_SIDE = 896
+"""Pixels a side of the pictures that MedGemma takes; servers do not say what their model takes."""
+LONGEST_WAIT = 3600.0
+"""Seconds; a server that says a longer time to wait is not believed."""
 KEPT_COUNTS = 4096
+MOST_LINE_BYTES = 2**24
+"""More than any event that is wanted, one with all tokens of a prompt included."""
+MOST_TOKENS = 2**40
+"""A server that counts more does not count."""
 END_SECONDS = 0.1
 """How long it is waited for the end of a stream that has said its last: it leaves a connection to be used again."""
 
 
 async def start(model: ModelSpec, settings: Settings) -> "OpenAIEngine":
-    """A server that somebody else runs, at the model's `url`; raises ModelFailed when it does not answer."""
-    if model.url is None:
-        raise ModelFailed(f"{model.name} needs a url, such as http://127.0.0.1:8000", param="url")
-    client = httpx.AsyncClient(base_url=model.url, timeout=patience())
-    try:
-        served = await _served(client, model)
-    except BaseException:
-        await client.aclose()
-        raise
-    capabilities = Capabilities(
-        context=served.get("max_model_len") or served.get("meta", {}).get("n_ctx_train") or model.context,
-        vision=VisionInput(MEDGEMMA_SIDE, model.resample),
-        schema=True,
-        logprobs=True,
-        facts=(("engine", "openai"), ("weights", served["id"])),
-    )
-    return OpenAIEngine(model, client, capabilities, seconds=settings.limits.answer_seconds, served=served["id"])
+    """A server that somebody else runs, at the model's `url`; raises ModelFailed when it cannot be used, and why."""
+    from medserve.engines._attached import attach  # it derives from the engine below
 
-
-async def _served(client: httpx.AsyncClient, model: ModelSpec) -> dict[str, Any]:
-    """What the server says of the model: the one of our name, or the only one it has."""
-    try:
-        response = await client.get("/v1/models")
-        response.raise_for_status()
-        listed: list[dict[str, Any]] = response.json()["data"]
-    except (httpx.HTTPError, KeyError, ValueError):
-        raise ModelFailed(f"no OpenAI-compatible server answers at the url of {model.name}; is it running?") from None
-    named = [entry for entry in listed if entry["id"] == model.name] or (listed if len(listed) == 1 else [])
-    if not named:
-        known = ", ".join(entry["id"] for entry in listed) or "none"
-        raise ModelFailed(f"the server at the url of {model.name} has no model of that name; it has: {known}")
-    return named[0]
-
-
-def patience() -> httpx.Timeout:
-    """Connecting is quick or hopeless; reading may take as long as the answer's own limit allows."""
-    return httpx.Timeout(None, connect=CONNECT_SECONDS)
+    refuse_unused(model, *SERVER)
+    return await attach(model, settings)
 
 
 @dataclass(frozen=True)
@@ -101,11 +81,13 @@ class Piece:
     """What one event of a stream says, whatever the dialect; numbers are None where it says nothing of them."""
 
     text: str = ""
+    thinking: str = ""
     logprobs: tuple[TokenLogprob, ...] = ()
     finish: Finish | None = None
     prompt: int | None = None
     completion: int | None = None
     cached: int | None = None
+    image: int | None = None
     encodes: int = 0
     timings: Timings | None = None
 
@@ -116,6 +98,7 @@ class Piece:
             prompt=_known(later.prompt, self.prompt),
             completion=_known(later.completion, self.completion),
             cached=_known(later.cached, self.cached),
+            image=_known(later.image, self.image),
             encodes=self.encodes + later.encodes,
             timings=later.timings or self.timings,
         )
@@ -176,8 +159,9 @@ class OpenAIEngine:
         """Answer piece by piece; see `Engine.stream`."""
         self.check(request)
         deadline = self._deadline()
-        async with self._place(request, deadline), aclosing(self._pieces(request, deadline)) as pieces:
-            async for chunk in self._chunks(request, pieces):
+        stages = self._thought_first if request.thinking else self._chunks
+        async with self._place(request, deadline), aclosing(stages(request, deadline)) as chunks:
+            async for chunk in chunks:
                 yield chunk
 
     async def score(self, request: GenerationRequest, labels: Sequence[str]) -> LabelScores:
@@ -198,6 +182,7 @@ class OpenAIEngine:
             "choices": bool(request.choices) and not able.choices,
             "top_logprobs": request.top_logprobs is not None and not able.logprobs,
             "prefix": bool(request.prefix) and not able.prefix,
+            "thinking": request.thinking is not None and not able.thinking,
         }
         for parameter, refused in wanted.items():
             if refused:
@@ -210,30 +195,55 @@ class OpenAIEngine:
 
     @asynccontextmanager
     async def _place(self, request: GenerationRequest, deadline: float) -> AsyncIterator[None]:
-        kin = await in_thread(lambda: request.images[0].sha256) if request.images else None
+        kin = await self._kin(request)
         async with AsyncExitStack() as stack:
             async with _until(deadline):
                 await stack.enter_async_context(self.places.one(kin))
             yield
 
-    async def _chunks(self, request: GenerationRequest, pieces: AsyncIterator[Piece]) -> AsyncIterator[Chunk]:
+    async def _kin(self, request: GenerationRequest) -> str | None:
+        """What a request has in common with those that it takes turns with; see `Places`."""
+        return await in_thread(lambda: request.images[0].sha256) if request.images else None
+
+    async def _thought_first(self, request: GenerationRequest, deadline: float) -> AsyncGenerator[Chunk, None]:
+        """The thought, which is closed when its budget is spent, and then the answer to it; see `thinking`."""
+        thought = Result()
+        async with aclosing(self._chunks(thinking.first_stage(request), deadline)) as chunks:
+            async for chunk in chunks:
+                thought = thought.plus(chunk)
+                if chunk.thinking:
+                    yield Chunk(thinking=chunk.thinking)
+        async with aclosing(self._chunks(thinking.second_stage(request, thought), deadline)) as chunks:
+            async for chunk in chunks:
+                yield thinking.together(thought, chunk) if chunk.finish else chunk
+
+    async def _chunks(self, request: GenerationRequest, deadline: float) -> AsyncGenerator[Chunk, None]:
         """The answer without its thinking, and at last what it took."""
         splitter, unopened = ThinkingSplitter(), _Unopened()
-        known = Piece()
+        splitter.feed(thinking.opened(request))
+        known, held = Piece(), tuple[TokenLogprob, ...]()
         begun = request.prefix
-        async for piece in pieces:
-            # The forced beginning is said with the first word, when it is certain that an answer will follow.
-            spoken, begun = (begun + piece.text, "") if piece.text or piece.finish else ("", begun)
-            chunk = unopened.seen(*splitter.feed(spoken))
-            if chunk != Chunk() or piece.logprobs:
-                logprobs = tuple(replace(entry, top=entry.top[: request.top_logprobs]) for entry in piece.logprobs)
-                yield replace(chunk, logprobs=logprobs)
-            known = known.plus(piece)
+        async with aclosing(self._pieces(request, deadline)) as pieces:
+            async for piece in pieces:
+                # The forced beginning is said with the first word, when it is certain that an answer will follow.
+                spoken, begun = (begun + piece.text, "") if piece.text or piece.finish else ("", begun)
+                thinks = splitter.truncated
+                words, thought = splitter.feed(spoken)
+                chunk = unopened.seen(words, piece.thinking + thought)
+                # Tokens wait for the words that they make, and are not told of where those are a thought or its marks.
+                held += tuple(replace(entry, top=entry.top[: request.top_logprobs]) for entry in piece.logprobs)
+                if chunk.text:
+                    chunk = replace(chunk, logprobs=held)
+                if chunk.text or chunk.thinking or chunk.rethought or thinks or splitter.truncated:
+                    held = ()
+                if chunk != Chunk():
+                    yield chunk
+                known = known.plus(piece)
         if known.finish is None:
             raise EngineError(f"the answer of {self.name} broke off without saying why; ask again")
         usage = await self._usage(request, known)
         last = unopened.seen(*splitter.finish(), last=True)
-        yield replace(last, finish=known.finish, usage=usage, timings=known.timings or Timings())
+        yield replace(last, logprobs=held, finish=known.finish, usage=usage, timings=known.timings or Timings())
 
     async def _pieces(self, request: GenerationRequest, deadline: float) -> AsyncGenerator[Piece, None]:
         body = await self._body(request)
@@ -242,14 +252,19 @@ class OpenAIEngine:
                 call = self._client.stream("POST", self.endpoint, json=body, headers=tracing.headers())
                 response = await stack.enter_async_context(call)
                 if response.status_code != httpx.codes.OK:
-                    raise refusal(response.status_code, await response.aread())
+                    raise timed(self._refusal(response.status_code, await response.aread()), response.headers)
             async for data in _events(response, deadline):
                 self._raise_error(data)
                 yield self._piece(data)
 
     def _raise_error(self, data: Mapping[str, Any]) -> None:
         if error := data.get("error"):
-            raise refusal(int(error.get("code") or 500), json.dumps(data).encode())
+            code = error.get("code") if isinstance(error, dict) else None
+            raise self._refusal(code if isinstance(code, int) else 500, json.dumps(data).encode())
+
+    def _refusal(self, status: int, content: bytes) -> MedserveError:
+        """The typed error for an error answer."""
+        return refusal(status, content)
 
     @asynccontextmanager
     async def _translated(self) -> AsyncIterator[None]:
@@ -260,6 +275,10 @@ class OpenAIEngine:
             raise EngineTimeout(f"the server behind {self.name} did not answer in time") from error
         except httpx.TransportError as error:
             raise await self._lost() from error
+        except (ValueError, KeyError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
+            raise EngineError(
+                f"the server behind {self.name} gave an answer that cannot be understood; check what listens there"
+            ) from error
 
     async def _lost(self) -> MedserveError:
         return EngineError(f"the server behind {self.name} cannot be reached or hung up; check that it runs")
@@ -268,8 +287,9 @@ class OpenAIEngine:
         async with self._translated(), _until(deadline):
             response = await self._client.post(path, json=body)
         if response.status_code != httpx.codes.OK:
-            raise refusal(response.status_code, response.content)
-        answer: dict[str, Any] = response.json()
+            raise timed(self._refusal(response.status_code, response.content), response.headers)
+        async with self._translated():
+            answer: dict[str, Any] = response.json()
         return answer
 
     # --- the dialect -----------------------------------------------------------------------------------------------
@@ -284,9 +304,9 @@ class OpenAIEngine:
             "stream_options": {"include_usage": True},
             **_sampling(request.sampling),
         }
-        if request.prefix:
-            prefix = {"role": "assistant", "content": neutralise(request.prefix)}
-            body |= {"messages": [*messages, prefix], "add_generation_prompt": False, "continue_final_message": True}
+        if begun := thinking.beginning(request):
+            said = {"role": "assistant", "content": begun}
+            body |= {"messages": [*messages, said], "add_generation_prompt": False, "continue_final_message": True}
         if request.stop:
             body["stop"] = list(request.stop)
         if request.schema is not None:
@@ -309,17 +329,26 @@ class OpenAIEngine:
         data = await self._pictures.encoded(part, self.capabilities.vision)
         return {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{data}"}}
 
+    async def shown(self, image: Image) -> bytes:
+        """The picture as it is handed to the model; see `ShowsPicture`."""
+        if self.capabilities.vision is None:
+            raise self._blind()
+        return b64decode(await self._pictures.encoded(image, self.capabilities.vision))
+
     def _piece(self, data: Mapping[str, Any]) -> Piece:
         usage, timings = data.get("usage") or {}, data.get("timings") or {}
         choice = (data.get("choices") or [{}])[0]
         cached = (usage.get("prompt_tokens_details") or {}).get("cached_tokens", timings.get("cache_n"))
+        delta = choice.get("delta") or {}
         return Piece(
-            text=(choice.get("delta") or {}).get("content") or "",
+            text=_text(delta.get("content") or ""),
+            # Two names that servers have for what they took for thinking themselves.
+            thinking=_text(delta.get("reasoning_content") or delta.get("reasoning") or ""),
             logprobs=_logprobs((choice.get("logprobs") or {}).get("content") or ()),
             finish=_finish(choice.get("finish_reason")),
-            prompt=usage.get("prompt_tokens"),
-            completion=usage.get("completion_tokens"),
-            cached=cached,
+            prompt=_count(usage.get("prompt_tokens")),
+            completion=_count(usage.get("completion_tokens")),
+            cached=_count(cached),
             timings=seconds(timings) if timings else None,
         )
 
@@ -335,17 +364,21 @@ class OpenAIEngine:
         """The prompt's tokens without its images, as the server counts the same conversation without them."""
         messages = tuple(_without_images(message) for message in request.messages)
         body = {**await self._body(replace(request, messages=messages, max_tokens=1)), "stream": False}
-        body.pop("stream_options")
-        answer = self._post(self.endpoint, body, self._deadline())
-        return await self._counted(json.dumps(body["messages"]), _prompt_tokens(answer))
+        body.pop("stream_options", None)
 
-    async def _counted(self, text: str, count: Coroutine[Any, Any, int]) -> int:
+        async def count() -> int:
+            answer = await self._post(self.endpoint, body, self._deadline())
+            async with self._translated():
+                return int(answer["usage"]["prompt_tokens"])
+
+        return await self._counted(json.dumps(body["messages"]), count)
+
+    async def _counted(self, text: str, count: Callable[[], Awaitable[int]]) -> int:
         """A count that is made once for each text, and kept by the text's hash: no words of a prompt lie around."""
         key = sha256(text.encode()).digest()
         if key in self._text_counts:
-            count.close()
             return self._text_counts[key]
-        self._text_counts[key] = number = await count
+        self._text_counts[key] = number = await count()
         while len(self._text_counts) > KEPT_COUNTS:
             self._text_counts.popitem(last=False)
         return number
@@ -363,10 +396,6 @@ def _joined(parts: Sequence[Part]) -> list[Part]:
         else:
             joined.append(part)
     return joined
-
-
-async def _prompt_tokens(answer: Coroutine[Any, Any, dict[str, Any]]) -> int:
-    return int((await answer)["usage"]["prompt_tokens"])
 
 
 def _without_images(message: Message) -> Message:
@@ -391,13 +420,34 @@ def _sampling(sampling: Sampling) -> dict[str, Any]:
 
 def _logprobs(content: Sequence[Mapping[str, Any]]) -> tuple[TokenLogprob, ...]:
     return tuple(
-        TokenLogprob(
-            entry["token"],
-            entry["logprob"],
-            tuple((other["token"], other["logprob"]) for other in entry.get("top_logprobs") or ()),
-        )
+        TokenLogprob(*_likely(entry), tuple(_likely(other) for other in entry.get("top_logprobs") or ()))
         for entry in content
     )
+
+
+def _likely(entry: Mapping[str, Any]) -> tuple[str, float]:
+    """A token and its log-probability; raises ValueError or TypeError where the server says something else."""
+    logprob = entry["logprob"]
+    if not isinstance(logprob, (int, float)) or isnan(logprob):
+        raise ValueError("a log-probability is no number")
+    return _text(entry["token"]), logprob
+
+
+def _text(said: Any) -> str:
+    """What a server says as text; raises ValueError for what is none, half a character included."""
+    if not isinstance(said, str):
+        raise ValueError("a text is none")
+    said.encode()
+    return said
+
+
+def _count(said: Any) -> int | None:
+    """A number of tokens, None where the server tells none; raises ValueError for what is no number."""
+    if said is None:
+        return None
+    if isinstance(said, bool) or not isinstance(said, int) or said > MOST_TOKENS:
+        raise ValueError("a number of tokens is none")
+    return said if said >= 0 else None
 
 
 def _finish(reason: str | None) -> Finish | None:
@@ -412,35 +462,53 @@ def seconds(timings: Mapping[str, Any]) -> Timings:
 def refusal(status: int, content: bytes) -> MedserveError:
     """The typed error for a server's error answer. Its own words are left out: they may quote the prompt."""
     try:
-        error = json.loads(content).get("error") or {}
-    except (ValueError, AttributeError):
-        error = {}
-    if overflow := _overflow(error):
+        error = json.loads(content)["error"]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        error = None
+    if isinstance(error, dict) and (overflow := _overflow(error)):
         return overflow
     kinds: dict[int, MedserveError] = {
         400: InvalidRequest("the model's server refused the request as invalid"),
-        401: EngineError("the model's server wants a key"),
-        403: EngineError("the model's server wants another key"),
+        401: EngineError(
+            "the model's server wants a key; name it by `key_variable` or `key_file`, and look that it is right"
+        ),
+        403: EngineError("the model's server refuses the key; it may not use this model"),
         404: EngineError("the model's server does not know the model or the route"),
         413: ImageTooLarge(
             "the pictures of this request are too much for the model's server; send fewer", param="images"
         ),
         422: InvalidRequest("the model's server refused the request as invalid"),
         429: ModelBusy("the model's server has too many requests; try again in a moment"),
+        502: ServerLost("what stands before the model's server cannot reach it; check that it runs"),
         503: ModelLoading("the model's server is still loading its model"),
+        504: ServerLost("what stands before the model's server waited for it in vain; check that it runs"),
     }
+    if 300 <= status < 400:
+        return EngineError("the model's server sends elsewhere, which is not followed; name its own address as `url`")
     return kinds.get(status, EngineError(f"the model's server failed with status {status}"))
+
+
+def timed(error: MedserveError, headers: Mapping[str, str]) -> MedserveError:
+    """The error with the time after which asking again can help, where the server said one (RFC 9110, 10.2.3)."""
+    said = headers.get("retry-after", "")
+    if isinstance(error, (ModelBusy, ModelLoading, ServerLost)) and said:
+        with suppress(ValueError, OverflowError):
+            seconds = float(said) if said.isdecimal() else parsedate_to_datetime(said).timestamp() - time()
+            error.retry_after = min(max(seconds, 0.0), LONGEST_WAIT)
+    return error
 
 
 def _overflow(error: Mapping[str, Any]) -> ContextOverflow | None:
     message = str(error.get("message", ""))
-    if error.get("type") == "exceed_context_size_error":
+    takes, holds = error.get("n_prompt_tokens"), error.get("n_ctx")
+    refused = error.get("type") == "exceed_context_size_error"
+    if refused and isinstance(takes, int) and isinstance(holds, int):
         return ContextOverflow(
-            f"the prompt takes {error.get('n_prompt_tokens')} tokens and the model's context holds "
-            f"{error.get('n_ctx')}; send fewer or shorter parts, or raise the model's `context`",
+            f"the prompt takes {takes} tokens and the model's context holds {holds}; send fewer or shorter parts, or "
+            "raise the model's `context`",
             param="messages",
         )
-    if "maximum context length" in message or "Context size has been exceeded" in message:
+    if refused or "maximum context length" in message or "Context size has been exceeded" in message:
         return ContextOverflow(
             "prompt and answer exceed the model's context; send fewer or shorter parts, or raise the model's `context`",
             param="messages",
@@ -465,16 +533,21 @@ async def _events(response: Answer, deadline: float) -> AsyncIterator[dict[str, 
 
 async def _lines(response: Answer, deadline: float) -> AsyncIterator[bytes]:
     """Lines that end in a line feed and nothing else: httpx's own would also split at U+2028 inside an answer."""
-    rest = b""
+    rest, read = bytearray(), 0
     pieces = response.aiter_bytes()
     while True:
         async with _until(deadline):
             piece = await anext(pieces, None)
         if piece is None:
             return
-        *lines, rest = (rest + piece).split(b"\n")
+        *lines, last = piece.split(b"\n")
         for line in lines:
-            yield line
+            yield bytes(rest + line)
+            rest.clear()
+        rest += last
+        read += len(piece)
+        if len(rest) > MOST_LINE_BYTES or read > MOST_WHOLE_BYTES:
+            raise ValueError("the stream has no end")
 
 
 @asynccontextmanager
