@@ -13,28 +13,27 @@ were read one at a time).
 
 import asyncio
 import json
-import os
 from collections import OrderedDict
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Collection, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
 from hashlib import sha256
+from math import exp, fsum, log
 from pathlib import Path
 from typing import Any
 
-import httpx
-import structlog
-
-from medserve.engines import Capabilities
-from medserve.engines.openai import CONNECT_SECONDS, OpenAIEngine, Piece, seconds
+from medserve import machine, thinking
+from medserve.engines import Capabilities, refuse_unused
+from medserve.engines._worker import WorkerEngine
+from medserve.engines.openai import CONNECT_SECONDS, Piece, seconds
 from medserve.errors import (
     EngineError,
     ImageTooLarge,
     InvalidRequest,
     MedserveError,
+    ModelFailed,
     NotSupported,
     WeightsMissing,
-    WorkerCrashed,
 )
 from medserve.generation import Finish, GenerationRequest, LabelScores, Message, Sampling, Timings, TokenLogprob, Usage
 from medserve.images import Image
@@ -42,26 +41,18 @@ from medserve.imaging.preprocess import VisionInput
 from medserve.process import Child
 from medserve.settings import ModelSpec, Settings
 from medserve.text import CLOSING, OPENING, neutralise
-from medserve.unix_http import UnixClient
-
-log = structlog.get_logger()
 
 WORKER = "medserve.workers.llama_cpp"
+BOS = "<bos>"
 END_OF_TURN = "<end_of_turn>"
 ANSWER = "<start_of_turn>model\n"
 MARKS_AROUND_IMAGE = 2
 """<start_of_image> and <end_of_image>, which stand in the prompt beside the image's own tokens."""
 SCORED_ALTERNATIVES = 20
-LAST_SECONDS = 2.0
-"""How long a worker that hung up may take to be known as dead."""
 MOST_PICTURE_BYTES = 95 * 2**20
 """llama.cpp's listener refuses requests of more than 100 MiB."""
-PROBE_SECONDS = 10.0
-"""How often the worker is asked whether it is there, and how long it may take to say so. It does not compute there."""
-MISSED = 2
-"""Probes in a row without an answer after which a worker is ended: one may be late on a machine under load."""
 REMEMBERED = 256
-"""Questions of which it is known that some slot may hold their whole prompt."""
+"""Questions of which it is known that some slot may hold their whole prompt; schemas known to work."""
 COMPACT = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 """How a schema's JSON is laid out: left free, models fall into endless white space."""
 MOST_CONTEXT = 131_072
@@ -73,12 +64,18 @@ async def start(model: ModelSpec, settings: Settings) -> "LlamaCpp":
     """Load the model in a worker of its own; raises ModelFailed, which says why and what to do."""
     if model.path is None:
         raise WeightsMissing(f"{model.name} has no path; name its GGUF file", param="path")
+    if model.quantise is not None:
+        raise ModelFailed(
+            f"quantise of {model.name} is for safetensors; a GGUF file has its bits already: take one of fewer",
+            param="quantise",
+        )
+    refuse_unused(model)
     spec = {
         "weights": str(model.path),
         "projector": _text(model.projector or projector_beside(model.path)),
         "context": model.context,
         "slots": model.slots,
-        "threads": model.threads or _processors(),
+        "threads": model.threads or machine.processors(),
     }
     environment = {"GOMP_SPINCOUNT": "600", "GGML_NO_BACKTRACE": "1", "OMP_NUM_THREADS": str(spec["threads"])}
     child = await Child.start(WORKER, spec, seconds=settings.limits.load_seconds, environment=environment)
@@ -94,11 +91,6 @@ async def start(model: ModelSpec, settings: Settings) -> "LlamaCpp":
         await engine.close()
         raise
     return engine
-
-
-def _processors() -> int:
-    """Those this process may use, which in a container are fewer than the machine has."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _text(path: Path | None) -> str | None:
@@ -133,7 +125,7 @@ def render(request: GenerationRequest) -> Prompt:
             continue
         written += _turn(message, system)
         system = ""
-    written.append(ANSWER + neutralise(request.prefix))
+    written.append(ANSWER + thinking.beginning(request))
     return _joined(written)
 
 
@@ -159,48 +151,25 @@ def _joined(written: Sequence[str | Image]) -> Prompt:
     return Prompt(tuple(texts), tuple(images))
 
 
-class LlamaCpp(OpenAIEngine):
+class LlamaCpp(WorkerEngine):
     """A GGUF model in its worker process."""
 
     endpoint = "/completion"
 
     def __init__(self, model: ModelSpec, child: Child, *, seconds: float) -> None:
-        client = UnixClient(child.facts["socket"])
-        super().__init__(model, client, _capabilities(child.facts, model), seconds=seconds)
-        self._child = child
+        super().__init__(model, child, _capabilities(child.facts, model), seconds=seconds)
         self._reuse = model.reuse
         self._marker = ""
         self._ends: dict[str, int] = {}
-        self._compiled: set[str] = set()
+        self._marks: dict[str, int] = {}
+        self._compiled: OrderedDict[str, None] = OrderedDict()
         self._asked: OrderedDict[str, None] = OrderedDict()
-        self._watch: asyncio.Task[None] | None = None
-
-    def watch(self) -> None:
-        """From now on end the worker when it no longer says that it is there: all its work fails, and it is not alive.
-
-        A worker may hang for ever in a driver or be stopped by a person; its requests would wait for their own limit.
-        """
-        self._watch = asyncio.create_task(self._watched(), name=f"watch {self.name}")
-
-    async def _watched(self) -> None:
-        missed = 0
-        while missed < MISSED:
-            await asyncio.sleep(PROBE_SECONDS)
-            missed = 0 if await self._responds() else missed + 1
-        log.error("worker.hung", model=self.name, seconds=PROBE_SECONDS * MISSED)
-        await self._child.stop(grace=0)
-
-    async def _responds(self) -> bool:
-        """Whether the worker's listener answers at all, be it busy or not."""
-        try:
-            async with asyncio.timeout(PROBE_SECONDS):
-                await self._client.get("/health")
-        except (TimeoutError, httpx.HTTPError):
-            return False
-        return True
 
     async def introduce(self) -> None:
-        """Learn from the worker what only it knows: its mark for pictures and the ids of the ends of a turn."""
+        """Learn from the worker what only it knows: its mark for pictures, and the ids of marks of turns and thoughts.
+
+        A vocabulary without marks of thinking belongs to a model that does not think, which cannot be told to.
+        """
         async with self._translated():
             async with asyncio.timeout(CONNECT_SECONDS):
                 properties = await self._client.get("/props")
@@ -210,28 +179,10 @@ class LlamaCpp(OpenAIEngine):
             if len(ids) != 1:
                 raise EngineError(f"the vocabulary of {self.name} lacks {mark}; its weights are not Gemma's")
             self._ends[mark] = ids[0]
-
-    @property
-    def alive(self) -> bool:
-        return self._child.alive and super().alive
-
-    @property
-    def pid(self) -> int:
-        """The worker's process."""
-        return self._child.pid
-
-    async def exited(self) -> int:
-        """Wait until the worker has ended, for whatever reason; its exit status."""
-        return await self._child.ended()
-
-    async def close(self) -> None:
-        """End the worker, which returns all memory to the system."""
-        if self._watch is not None:
-            self._watch.cancel()
-        try:
-            await super().close()
-        finally:
-            await self._child.stop()
+        marks = {mark: await self._ids(mark, control=True) for mark in (OPENING, CLOSING)}
+        if all(len(ids) == 1 for ids in marks.values()):
+            self._marks = {mark: ids[0] for mark, ids in marks.items()}
+            self.capabilities = replace(self.capabilities, thinking=True)
 
     def _blind(self) -> MedserveError:
         return NotSupported(
@@ -239,14 +190,6 @@ class LlamaCpp(OpenAIEngine):
             "its weights or name it as `projector`, and load it again",
             param="images",
         )
-
-    async def _lost(self) -> MedserveError:
-        try:
-            async with asyncio.timeout(LAST_SECONDS):
-                await self._child.ended()
-        except TimeoutError:
-            return EngineError(f"the worker of {self.name} hung up on this request; ask again")
-        return WorkerCrashed(f"the worker of {self.name} ended with work to do; it is started anew by the next request")
 
     # --- the dialect -----------------------------------------------------------------------------------------------
 
@@ -260,6 +203,8 @@ class LlamaCpp(OpenAIEngine):
             "preserved_tokens": [OPENING, CLOSING],  # the marks of thinking must not be swallowed
             **_sampling(request.sampling),
         }
+        if banned := thinking.banned(request):
+            body["logit_bias"] = [[self._marks[mark], False] for mark in banned]
         if request.stop:
             body["stop"] = list(request.stop)
         if request.choices:  # like a schema, they bind what follows the prefix
@@ -291,7 +236,7 @@ class LlamaCpp(OpenAIEngine):
         answer at once, which every working schema forbids.
         """
         fixed = {**schema, "x-guidance": COMPACT}
-        key = json.dumps(fixed, sort_keys=True)
+        key = sha256(json.dumps(fixed, sort_keys=True).encode()).hexdigest()
         if key not in self._compiled:
             end = self._ends[END_OF_TURN]
             body = {"prompt": [end], "n_predict": 1, "json_schema": fixed, "logit_bias": [[end, 1000.0]]}
@@ -301,7 +246,7 @@ class LlamaCpp(OpenAIEngine):
                     "the schema uses a keyword, type or reference that llama.cpp cannot enforce; use a simpler one",
                     param="schema",
                 )
-            self._compiled.add(key)
+        _remember(self._compiled, key)
         return fixed
 
     def _piece(self, data: Mapping[str, Any]) -> Piece:
@@ -347,10 +292,18 @@ class LlamaCpp(OpenAIEngine):
 
     async def _count(self, text: str, *, first: bool) -> int:
         """The number of a text's tokens as part of a prompt, the <bos> before the first included."""
-        return first + await self._counted(text, self._length(text))
+        return first + await self._counted(text, lambda: self._length(text))
 
     async def _length(self, text: str) -> int:
         return len(await self._ids(text, control=True))
+
+    async def prompt_ids(self, request: GenerationRequest) -> tuple[int | None, ...]:
+        """The tokens of the whole prompt; see `ShowsPrompt`."""
+        first, *others = render(request).texts
+        ids: list[int | None] = [*await self._ids(BOS, control=True), *await self._ids(first, control=True)]
+        for text in others:
+            ids += [None, *await self._ids(text, control=True)]
+        return tuple(ids)
 
     async def count(self, text: str) -> int:
         """The number of a text's tokens; see `Counts`."""
@@ -366,7 +319,8 @@ class LlamaCpp(OpenAIEngine):
     async def _pieces(self, request: GenerationRequest, deadline: float) -> AsyncGenerator[Piece, None]:
         """The answer, and first how many pictures it makes the encoder see: known even if it is broken off."""
         prompt = render(request)
-        yield Piece(encodes=await self._rewind(prompt, deadline))
+        # What was thought is there to be read on from, in the slot that wrote it.
+        yield Piece(encodes=0 if thinking.answers_a_thought(request) else await self._rewind(prompt, deadline))
         async with aclosing(super()._pieces(request, deadline)) as pieces:
             if (first := await anext(pieces, None)) is None:
                 return
@@ -395,10 +349,7 @@ class LlamaCpp(OpenAIEngine):
         """Whether this question was asked lately; from now on it was."""
         key = sha256("\0".join(parts).encode()).hexdigest()
         repeated = key in self._asked
-        self._asked[key] = None
-        self._asked.move_to_end(key)
-        while len(self._asked) > REMEMBERED:
-            self._asked.popitem(last=False)
+        _remember(self._asked, key)
         return repeated
 
     # --- labels ----------------------------------------------------------------------------------------------------
@@ -407,11 +358,14 @@ class LlamaCpp(OpenAIEngine):
         """log P(label, end of turn | prompt) for each label, from the raw logits of all its tokens.
 
         A label follows the prefix as text: the two are tokenised together, so that "Answer: " and "yes" make the
-        tokens that the model knows. `usage` counts the prompt once.
+        tokens that the model knows. `usage` counts the prompt once. Where thinking is forbidden, the probabilities are
+        those of a model that cannot begin to think.
         """
         if not labels or not all(labels) or len(set(labels)) < len(labels):
             raise InvalidRequest("labels must be different texts, none of them empty", param="labels")
         self.check(replace(request, schema=None, choices=()))
+        if request.thinking:
+            raise InvalidRequest("labels are scored without thinking; set it to 0 or leave it out", param="thinking")
         deadline = self._deadline()
         async with self._place(request, deadline):
             paths = {label: await self._path(request.prefix, label) for label in labels}
@@ -424,7 +378,8 @@ class LlamaCpp(OpenAIEngine):
                     answer = await self._forced(prompt, path, deadline)
                     walk.add(path, answer, encodes + await self._encoded(prompt, _read(answer)))
             usage = await self._measured(prompt, walk.read)
-        scores = {label: walk.logprob(path) for label, path in paths.items()}
+        barred = {self._marks[mark] for mark in thinking.banned(request)}
+        scores = {label: walk.logprob(path, barred) for label, path in paths.items()}
         return LabelScores(scores, usage, walk.timings)
 
     async def _path(self, prefix: str, label: str) -> tuple[int, ...]:
@@ -453,6 +408,14 @@ class LlamaCpp(OpenAIEngine):
         return answer
 
 
+def _remember(latest: OrderedDict[str, None], key: str) -> None:
+    """Keep a key as the latest of at most REMEMBERED."""
+    latest[key] = None
+    latest.move_to_end(key)
+    while len(latest) > REMEMBERED:
+        latest.popitem(last=False)
+
+
 class _Walk:
     """Log-probabilities of next tokens by the tokens before them, gathered from forced answers; the first found stays.
 
@@ -467,8 +430,23 @@ class _Walk:
     def knows(self, path: tuple[int, ...]) -> bool:
         return all(token in self._known.get(path[:index], {}) for index, token in enumerate(path))
 
-    def logprob(self, path: tuple[int, ...]) -> float:
-        return sum(self._known[path[:index]][token] for index, token in enumerate(path))
+    def logprob(self, path: tuple[int, ...], barred: Collection[int]) -> float:
+        """That of the whole path, of a model that cannot say what is barred."""
+        return sum(
+            self._known[path[:index]][token] - self._others(path[:index], barred) for index, token in enumerate(path)
+        )
+
+    def _others(self, path: tuple[int, ...], barred: Collection[int]) -> float:
+        """The log-probability that the next token is none of those barred; one that is not among the likeliest is none.
+
+        Of a token that is nearly certain the rest is known to few digits; what was seen of it is a lower bound.
+        """
+        known = self._known[path]
+        if not any(token in known for token in barred):
+            return 0.0
+        rest = 1.0 - fsum(exp(value) for token, value in known.items() if token in barred)
+        seen = fsum(exp(value) for token, value in known.items() if token not in barred)
+        return min(0.0, log(max(rest, seen)))
 
     def add(self, path: tuple[int, ...], answer: Mapping[str, Any], encodes: int) -> None:
         for index, entry in enumerate(answer["completion_probabilities"]):

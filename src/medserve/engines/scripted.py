@@ -31,8 +31,9 @@ async def start(model: ModelSpec, settings: Settings) -> "Scripted":
 class Reply:
     """One answer. Given a `question`, it answers only that one, which is compared with the last turn's words.
 
-    A plain text is cut by the request's limits as a model's answer would be. A reply with a `finish` is a record and
-    stays as it is, its usage and label log-probabilities included.
+    A plain text is cut by the request's limits as a model's answer would be, and its thinking by the request's budget:
+    without one it is said as it stands, and left out where thinking is forbidden. A reply with a `finish` is a record
+    and stays as it is, its usage and label log-probabilities included.
     """
 
     text: str
@@ -68,6 +69,7 @@ class Scripted:
             choices=True,
             score=any(reply.label_logprobs is not None for reply in self.replies),
             prefix=True,
+            thinking=True,
             sight_test=False,
             facts=(("engine", "scripted"), ("weights", "scripted")),
         )
@@ -81,7 +83,7 @@ class Scripted:
         if request.top_logprobs is not None:
             raise NotSupported("the scripted engine knows no log-probabilities of tokens", param="top_logprobs")
         reply = self._next(request)
-        if request.choices and reply.text.removeprefix(request.prefix) not in request.choices:
+        if request.choices and split_thinking(reply.text).text.removeprefix(request.prefix) not in request.choices:
             raise EngineError("the next reply of the script is none of the choices; mend the script")
         whole = _limited(reply, request)
         for thinking in _cut(whole.thinking):
@@ -132,12 +134,24 @@ def _limited(reply: Reply, request: GenerationRequest) -> Reply:
     """The reply as this request lets it be: with its prefix, up to a stop text and up to the limit, in words."""
     if reply.finish is not None:
         return replace(reply, usage=reply.usage or _counted(request, reply))
+    if request.thinking is not None:
+        return _thoughtful(reply, request, request.thinking)
     said = reply.text if reply.text.startswith(request.prefix) else request.prefix + reply.text
     stopped = min((said.find(stop) for stop in request.stop if stop in said), default=len(said))
     words, finish = _first_words(said[:stopped], request.max_tokens)
     taken = split_thinking(words)
     whole = replace(reply, text=taken.text, thinking=reply.thinking + taken.thinking, finish=finish)
     return replace(whole, usage=_counted(request, whole))
+
+
+def _thoughtful(reply: Reply, request: GenerationRequest, budget: int) -> Reply:
+    """The reply with as many words of its thinking as may be thought, and then the answer, whatever was left out."""
+    parts = split_thinking(reply.text)
+    thought, _ = _first_words(reply.thinking + parts.thinking, budget)
+    spent = len(thought.split())
+    free = replace(request, thinking=None, max_tokens=request.max_tokens - spent)
+    answer = replace(_limited(replace(reply, text=parts.text, thinking=""), free), thinking=thought)
+    return replace(answer, usage=replace(_counted(request, answer), thinking=spent if budget else None))
 
 
 def _first_words(text: str, limit: int) -> tuple[str, Finish]:
