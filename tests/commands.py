@@ -1,14 +1,35 @@
 """Commands as people type them, run in this process: an interpreter for each takes longer than all that they do."""
 
+import json
 import sys
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from io import BytesIO, TextIOWrapper
+from pathlib import Path
 
 import pytest
 
 from medserve import cli
 from medserve.settings import settings
+
+DERMOSCOPY = (
+    "dermoscopy",
+    "round",
+    "yes",
+    "dots, streaks",
+    "brown and tan",
+    "The shape is consistent with the picture. The border is sharp and a small scale lies in the middle.",
+    "NV",
+)
+"""The seven answers of a clean dermoscopy report."""
+
+
+def scripted(folder: Path, *replies: str) -> Path:
+    """A settings file whose model gives these answers, one after another."""
+    config = folder / "medserve.toml"
+    said = ", ".join(json.dumps(reply) for reply in replies)
+    config.write_text(f'[[models]]\nname = "script"\nengine = "scripted"\nreplies = [{said}]\n', encoding="utf-8")
+    return config
 
 
 @dataclass(frozen=True)

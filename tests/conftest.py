@@ -3,14 +3,16 @@
 import ipaddress
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import structlog
 
-from medserve.settings import settings
+from medserve.engines import llama_cpp
+from medserve.engines.llama_cpp import LlamaCpp
+from medserve.settings import DEMO_MODEL, Settings, settings
 
 DERMOSCOPY = Path(__file__).parent / "data" / "dermoscopy"
 
@@ -33,6 +35,14 @@ def clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.
     yield
     settings.cache_clear()
     structlog.reset_defaults()  # a log that was sent to a test's own standard error ends with the test
+
+
+@pytest.fixture(scope="module")
+async def engine(anyio_backend: str) -> AsyncIterator[LlamaCpp]:
+    """The demonstration model on the real engine, loaded once for the tests of a file."""
+    engine = await llama_cpp.start(DEMO_MODEL, Settings())
+    yield engine
+    await engine.close()
 
 
 @pytest.fixture

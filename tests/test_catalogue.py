@@ -41,6 +41,14 @@ def test_the_names_are_of_pictures_that_are_there(folder: Path) -> None:
     assert ["ISIC_2.jpg", "ISIC_10.jpg", "extra.png"] == Catalogue(folder).names()
 
 
+def test_a_name_that_is_no_unicode_spoils_no_list(folder: Path) -> None:
+    """JSON cannot tell it, and nobody could ask for it."""
+    before = Catalogue(folder).names()
+    (folder / os.fsdecode(b"\xff.jpg")).write_bytes(samples.picture("JPEG"))
+
+    assert before == Catalogue(folder).names()
+
+
 @pytest.mark.parametrize(
     "name",
     [

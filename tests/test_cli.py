@@ -4,51 +4,25 @@ import json
 import re
 import subprocess
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
 import pytest
 
 from medserve import __version__, cli
+from medserve.cli import configured
 from medserve.settings import Settings
+from tests.commands import DERMOSCOPY, Said, scripted
 from tests.hostile import samples
 from tests.imaging import phantoms
 from tests.pictures import drawn
 from tests.serving import serving
 
-SCRIPT = """
-[[models]]
-name = "script"
-engine = "scripted"
-replies = [{replies}]
-"""
-ANSWERS = (
-    "dermoscopy",
-    "round",
-    "yes",
-    "dots, streaks",
-    "brown and tan",
-    "The shape is consistent with the picture. The border is sharp and a small scale lies in the middle.",
-    "NV",
-)
-
-
-@dataclass(frozen=True)
-class Said:
-    """What a command printed and how it ended."""
-
-    code: int
-    out: str
-    err: str
-
 
 @pytest.fixture
 def script(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A model that gives the seven answers of a clean dermoscopy report, four times over."""
-    config = tmp_path / "medserve.toml"
-    config.write_text(SCRIPT.format(replies=", ".join(json.dumps(answer) for answer in ANSWERS * 4)))
-    monkeypatch.setenv("MEDSERVE_CONFIG", str(config))
+    monkeypatch.setenv("MEDSERVE_CONFIG", str(scripted(tmp_path, *DERMOSCOPY * 4)))
 
 
 def medserve(capsys: pytest.CaptureFixture[str], *arguments: object) -> Said:
@@ -462,8 +436,8 @@ def test_what_is_said_of_the_files_counts_in_a_report_and_its_replay(
 def test_context_and_threads_are_the_named_files(tmp_path: Path) -> None:
     """They are set for a GGUF file given by --model; left out, they are the usual ones."""
     (tmp_path / "model.gguf").touch()
-    given = cli._with_model(Settings(), str(tmp_path / "model.gguf"), None, 22_000, 3).models[0]
-    usual = cli._with_model(Settings(), str(tmp_path / "model.gguf"), None, None, None).models[0]
+    given = configured.with_model(Settings(), str(tmp_path / "model.gguf"), None, 22_000, 3).models[0]
+    usual = configured.with_model(Settings(), str(tmp_path / "model.gguf"), None, None, None).models[0]
 
     assert (22_000, 3) == (given.context, given.threads)
     assert (8192, None) == (usual.context, usual.threads)

@@ -18,6 +18,7 @@ NAMES = (
     "export",
     "leaflet",
     "evaluate",
+    "verify",
     "replay",
     "serve",
     "pull",
@@ -45,8 +46,9 @@ HEAD = """# Commands
 
 Written by `make docs` from the commands' own help.
 
-Exit codes: 0 done, 1 unexpected failure or a replay that differs, 2 bad input or usage, 3 the model or its engine
-failed, 4 (with `--strict`) a report needs review. Reports go to standard output, everything else to standard error.
+Exit codes: 0 done, 1 unexpected failure, a replay that differs or a build that did not pass, 2 bad input or usage, 3
+the model or its engine failed, 4 (with `--strict`) a report needs review. Reports go to standard output, everything
+else to standard error.
 Settings come from `MEDSERVE_...` variables or from a TOML file named by `MEDSERVE_CONFIG`.
 """
 

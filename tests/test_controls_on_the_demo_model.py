@@ -1,12 +1,10 @@
 """On the real engine: drawings are answered by looking at them, and every closed question has its probabilities."""
 
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from medserve.engines import llama_cpp
 from medserve.engines.llama_cpp import LlamaCpp
 from medserve.examination import examine
 from medserve.flags import Flag
@@ -14,7 +12,7 @@ from medserve.generation import GenerationRequest, Message
 from medserve.images import Study
 from medserve.imaging import raster
 from medserve.reports import Report
-from medserve.settings import DEMO_MODEL, Limits, Settings
+from medserve.settings import Limits
 from medserve.workflow import Question
 from medserve.workflows import dermoscopy, find, histology
 from tests.pictures import drawn
@@ -22,14 +20,6 @@ from tools.demo_model import questions
 from tools.demo_model.accounts import WAYS_TO_ASK
 
 DATA = Path(__file__).parent / "data"
-
-
-@pytest.fixture(scope="module")
-async def engine(anyio_backend: str) -> AsyncIterator[LlamaCpp]:
-    """The demonstration model, loaded once."""
-    engine = await llama_cpp.start(DEMO_MODEL, Settings())
-    yield engine
-    await engine.close()
 
 
 async def examined(engine: LlamaCpp, workflow: str, name: str, **options: Any) -> Report:

@@ -12,8 +12,8 @@ FOUND = {"000": 12, "001": 6, "002": 7, "003": 10, "004": 8}
 """How many defects each system had."""
 ROW = re.compile(r"\| (00[0-4]-\d+) \| [^|]+ \| ([^|]+) \|")
 ROWS = dict(ROW.findall(PAGE.read_text(encoding="utf-8")))
-LATER = {"001-3", "003-7"}
-"""Defects of what this project does not have yet: scripts that deploy, and an engine that chooses number formats."""
+LATER = {"001-3"}
+"""Defects of what this project does not have yet: scripts that deploy."""
 
 
 @cache

@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 from medserve.errors import InvalidRequest
 from medserve.flags import Flag
 from medserve.readers import (
-    COLOURS,
     Reader,
     Reading,
     any_of,
@@ -28,7 +27,7 @@ from medserve.readers import (
 STRUCTURES = any_of("dots", "globules", "streaks")
 YES_NO = one_of("yes", "no")
 SHAPE = one_of("round", "oval", "irregular")
-COLOUR = words_from(*COLOURS)
+COLOUR = words_from("white", "blue", "black", "brown", "yellow", "pink", "orange", "gray", "tan", "red", "purple")
 CODE = code_of(
     {
         "MEL": ("melanoma",),

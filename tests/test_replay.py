@@ -8,7 +8,7 @@ from medserve.engines.scripted import Reply, Scripted
 from medserve.errors import InvalidRequest
 from medserve.examination import examine
 from medserve.flags import Flag
-from medserve.generation import Sampling
+from medserve.generation import Finish, Sampling
 from medserve.replay import replayed
 from medserve.reports import Report
 from medserve.workflows import find
@@ -53,7 +53,7 @@ async def test_another_picture_is_refused() -> None:
 
 async def test_thinking_is_replayed_too() -> None:
     """It is part of what was said."""
-    thoughtful = Reply("irregular", thinking="a notch on the left")
+    thoughtful = Reply("irregular", thinking="a notch on the left", finish=Finish.STOP)
     report = await examine(find("dermoscopy"), STUDY, Scripted((ANSWERS[0], thoughtful, *ANSWERS[2:])))
 
     again = await replayed(report, STUDY)

@@ -11,7 +11,7 @@ from medserve.exports.document import with_unit
 from medserve.images import Concern, Modality, Study
 from medserve.imaging import intake
 from medserve.imaging.intake import Wanted
-from medserve.reports import Conclusion, Finding, Report, as_text
+from medserve.reports import Conclusion, Finding, Report, as_text, in_words
 from medserve.settings import DEMO, Limits
 from medserve.workflows import find
 from tests.hostile import samples
@@ -93,3 +93,15 @@ async def test_a_plain_picture_is_what_the_workflow_is_for() -> None:
     made = await report(await intake.read([DEMO / "drawings" / "lesion-mel.png"], Limits(), Wanted(WORKFLOW.modality)))
 
     assert (Modality.DERMOSCOPY, (), False) == (made.study.modality, made.study.concerns, made.needs_review)
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [(True, "yes"), (False, "no"), (2.5, "2.5"), (("dots", "streaks"), "dots, streaks"), ((), "none")],
+)
+async def test_a_finding_is_told_in_the_same_words_in_the_text_and_in_documents(value: Any, words: str) -> None:
+    finding = Finding(name="Streaks", value=value)
+    made = await report(drawn("lesion-mel"))
+    told = as_text(made.model_copy(update={"conclusion": Conclusion(findings=(finding,))}))
+    assert in_words(value) == with_unit(finding) == words
+    assert f"Streaks  {words}" in told

@@ -101,9 +101,13 @@ async def examine_all(order: Order, studies: Iterable[Sequence[str]], settings: 
 
 async def reading(names: Sequence[str], settings: Settings, wanted: Wanted) -> Reading:
     """The one study in files, folders, archives and references; raises InvalidRequest or SourceFailed."""
-    given = [name if references.is_reference(name) else Path(name) for name in names]
-    async with references.gathered(given, settings) as materials:
+    async with references.gathered(_given(names), settings) as materials:
         return await intake.reading(materials, settings.limits, wanted)
+
+
+def _given(names: Sequence[str]) -> list[str | Path]:
+    """References as they are, all else as paths."""
+    return [name if references.is_reference(name) else Path(name) for name in names]
 
 
 async def _report(
@@ -144,8 +148,7 @@ async def exported(
         study = (await reading(names, settings, replace(wanted, volume=False))).study
     if not exports.find(name).needs_files:
         return await exports.written(report, name, exports.Original(study))
-    given = [name if references.is_reference(name) else Path(name) for name in names]
-    async with references.gathered(given, settings) as materials:
+    async with references.gathered(_given(names), settings) as materials:
         original = exports.Original(study, tuple(materials), settings.limits, replace(wanted, volume=False))
         return await exports.written(report, name, original)
 

@@ -6,6 +6,7 @@ of a picture, with or without its ending, the code of its diagnosis, and words. 
 
 import csv
 import os
+import re
 import stat
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -31,6 +32,8 @@ _KINDS = {
     b"II*\0": "image/tiff",
     b"MM\0*": "image/tiff",
 }
+_SURROGATE = re.compile("[\ud800-\udfff]")
+"""How Python shows a byte of a name that is not UTF-8."""
 _NOFOLLOW = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
 
@@ -100,12 +103,13 @@ class Catalogue:
         return told or next(iter(found), Labels({}, problem="the folder holds no CSV file"))
 
     def _files(self) -> list[str]:
-        """The names of plain files."""
+        """The names of plain files; one that is no Unicode cannot be told in JSON, nor asked for, and is left out."""
         try:
             with os.scandir(self._folder) as entries:
-                return [entry.name for entry in entries if entry.is_file(follow_symlinks=False)]
+                names = [entry.name for entry in entries if entry.is_file(follow_symlinks=False)]
         except OSError:
             raise UnknownPicture("the catalogue's folder cannot be read; mend the setting `catalogue`") from None
+        return [name for name in names if not _SURROGATE.search(name)]
 
     def _is_picture(self, name: str) -> bool:
         with suppress(UnknownPicture), self._opened(name) as file:

@@ -13,6 +13,7 @@ from medserve.images import Image, Source, Study
 from medserve.imaging import raster
 from medserve.reports import Conclusion, Control
 from medserve.settings import Limits
+from medserve.threads import in_thread
 from medserve.workflow import Consult, Options, Workflow
 
 Kind = Literal["blank", "swapped", "paraphrase"]
@@ -66,15 +67,16 @@ def blank(study: Study) -> Study:
 async def swapped(study: Study, other: Study | None = None) -> Study:
     """The study with pictures that have nothing to do with it."""
     if other is not None:
-        return _showing(study, [other.images[place % len(other.images)].pixels for place in range(len(study.images))])
+        pixels = [other.images[place % len(other.images)].pixels for place in range(len(study.images))]
+        return await in_thread(_showing, study, pixels)
     drawing = await raster.read(sight.DRAWINGS[0].read_bytes(), Limits())
-    return _showing(study, [drawing.pixels] * len(study.images))
+    return await in_thread(_showing, study, [drawing.pixels] * len(study.images))
 
 
 async def _shown(kind: Kind, study: Study, other: Study | None) -> Study:
     if kind == "paraphrase":
         return study
-    return blank(study) if kind == "blank" else await swapped(study, other)
+    return await in_thread(blank, study) if kind == "blank" else await swapped(study, other)
 
 
 def _showing(study: Study, pixels: Iterable[NDArray[np.uint8]]) -> Study:

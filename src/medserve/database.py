@@ -22,9 +22,12 @@ from sqlalchemy import (
     Index,
     Integer,
     MetaData,
+    Select,
     Table,
     Text,
+    and_,
     event,
+    or_,
     text,
 )
 from sqlalchemy.engine import URL, make_url
@@ -171,11 +174,6 @@ class Database:
             raise
         return database
 
-    @property
-    def dialect(self) -> str:
-        """`sqlite` or `postgresql`."""
-        return self._engine.dialect.name
-
     @asynccontextmanager
     async def begin(self) -> AsyncIterator[AsyncConnection]:
         """A transaction that may write; it is on disk when the block has ended, and undone when the block raises.
@@ -223,6 +221,14 @@ def prepared(folder: Path) -> Path:
             param="home",
         ) from None
     return folder
+
+
+def newest_first(query: Select[Any], table: Table, limit: int, behind: tuple[float, str] | None) -> Select[Any]:
+    """The query's rows by when they were made, `limit` at most; those `behind` one, told by its time and its id."""
+    created, identifier = table.c.created, table.c.id
+    if behind is not None:
+        query = query.where(or_(created < behind[0], and_(created == behind[0], identifier < behind[1])))
+    return query.order_by(created.desc(), identifier.desc()).limit(limit)
 
 
 def upgrade(connection: Connection) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 from medserve import calibration, controls, guard, observation
 from medserve.calibration import Fit
+from medserve.certificates import is_unverified
 from medserve.engines import Engine, leased
 from medserve.flags import Flag
 from medserve.generation import GREEDY, Sampling, Usage
@@ -46,7 +47,7 @@ async def examine(
     workflow.check(study)
     study = seen_as(study, workflow)
     consult = Consult(engine, study, sampling=sampling, progress=progress, options=chosen, calibrations=calibrations)
-    with leased(engine):  # one load for all its questions
+    async with leased(engine):  # one load for all its questions
         return await _reported(workflow, study, engine, consult, chosen, other)
 
 
@@ -62,6 +63,7 @@ async def _reported(
     workflow: Workflow, study: Study, engine: Engine, consult: Consult, chosen: Options, other: Study | None
 ) -> Report:
     began = perf_counter()
+    told = await in_thread(StudyFacts.of, study)  # hashes every picture, once for all steps
     domain = await guard.assess(workflow.domain, study, consult) if workflow.domain and chosen.guard else None
     if domain is None or domain.assessable:
         conclusion = await workflow.run(study, consult, chosen)
@@ -70,13 +72,13 @@ async def _reported(
         conclusion, runs = Conclusion(flags=(Flag.NOT_ASSESSABLE,)), ()
     seconds = perf_counter() - began
     facts = dict(engine.capabilities.facts)
-    noticed = [*guard.flags(domain), *controls.flags(runs), *([Flag.DEMONSTRATION] if is_demonstration(facts) else [])]
+    noticed = [*guard.flags(domain), *controls.flags(runs), *of_engine(facts)]
     flags = once([*(flag for step in consult.steps for flag in step.flags), *conclusion.flags, *noticed])
     asked = [*consult.steps, *(step for run in runs for step in run.steps)]
     usage = sum((_usage(step) for step in asked), Usage())
     return Report(
         title=workflow.title,
-        study=StudyFacts.of(study),
+        study=told,
         domain=domain,
         conclusion=conclusion,
         controls=runs,
@@ -96,6 +98,12 @@ async def _reported(
         ),
         notice=notice_for(facts),
     )
+
+
+def of_engine(facts: Mapping[str, str]) -> list[Flag]:
+    """What is noticed of every answer of an engine with these facts."""
+    judged = {Flag.UNVERIFIED: is_unverified(facts), Flag.DEMONSTRATION: is_demonstration(facts)}
+    return [flag for flag, true in judged.items() if true]
 
 
 def seen_as(study: Study, workflow: Workflow) -> Study:

@@ -65,6 +65,10 @@ class Flag(Notice):
     UNMEASURED = "unmeasured", "the files hold no voxels in known units: nothing could be measured"
     INCOMPLETE = "incomplete", "something that was asked for is missing in the answer"
     HARD_TO_READ = "hard_to_read", "the text for the patient is harder than the reading level that was asked for"
+    UNVERIFIED = (
+        "unverified",
+        "no certificate says that this build of the engine answers as the reference does; see `medserve verify`",
+    )
     DEMONSTRATION = (
         "demonstration",
         "made by the demonstration model, which knows drawings only: without clinical meaning",

@@ -194,8 +194,7 @@ class Keyring:
     """What a running service knows of the keys: read anew every second, so that no request waits for the database.
 
     Once there has been a key, the service asks for one, also when the last is revoked: it never opens by itself, but
-    when every key was made to be forgotten.
-    `open_without` says whether anyone may call while there never was one.
+    when every key was made to be forgotten. `open_without` says whether anyone may call while there never was one.
     """
 
     def __init__(
@@ -271,9 +270,7 @@ class Keyring:
             try:
                 await self.read()
                 await self._note()
-            except (
-                Exception
-            ) as error:  # whatever it was, the next second may be better; until then the ring grows stale
+            except Exception as error:  # the next second may be better; until then the ring grows stale
                 log.error("keys.unreadable", exc_info=error)
 
     async def _note(self) -> None:

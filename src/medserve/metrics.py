@@ -137,7 +137,6 @@ class Tally:
     """What one HTTP request took of models, for its line in the log; added up over all its answers."""
 
     model: str = ""
-    answers: int = 0
     prompt: int = 0
     completion: int = 0
     cached: int = 0
@@ -189,17 +188,21 @@ def took(model: str, usage: Usage, pictures: int) -> None:
         REUSED_PICTURES.labels(model).inc(max(0, pictures - usage.encodes))
     if (tally := TALLY.get()) is not None:
         tally.model = model
-        tally.answers += 1
         tally.prompt += usage.prompt
         tally.completion += usage.completion
         tally.cached += usage.cached
         tally.image += usage.image
 
 
+def method_of(method: str) -> str:
+    """The method of a request as it may be a label: one that HTTP does not know is any word."""
+    return method if method in METHODS else OTHER_METHOD
+
+
 def answered(route: str, method: str, status: int, seconds: float) -> None:
     """A request is over; `route` is its template, "" when none matched."""
     place = route or "unmatched"
-    known = method if method in METHODS else OTHER_METHOD
+    known = method_of(method)
     REQUESTS.labels(place, known, str(status)).inc()
     REQUEST_SECONDS.labels(place, known).observe(seconds)
 

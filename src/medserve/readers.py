@@ -187,24 +187,6 @@ def any_of(*options: str, none: str = "none") -> Reader[tuple[str, ...]]:
     return Reader("any_of", parse, (*options, none))
 
 
-COLOURS = (
-    "white",
-    "blue",
-    "black",
-    "brown",
-    "yellow",
-    "pink",
-    "orange",
-    "gray",
-    "tan",
-    "red",
-    "purple",
-    "violet",
-    "green",
-)
-"""Colour names that a reply may hold."""
-
-
 def words_from(*words: str) -> Reader[tuple[str, ...]]:
     """Those of the words that the reply says, in their declared order, at least one.
 

@@ -5,6 +5,7 @@ Nothing is repaired, completed or filled in: a value that is returned was writte
 
 import json
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from math import isfinite
 from typing import Any, NoReturn
@@ -45,6 +46,11 @@ def recover(reply: str) -> Recovered:
     if len({json.dumps(value, sort_keys=True) for value in structured}) > 1:
         return Recovered(error="the answer holds several different JSON values")
     return Recovered(structured[0])
+
+
+def pointer(path: Iterable[str | int]) -> str:
+    """The JSON pointer (RFC 6901) of a place, by the names and numbers that lead to it."""
+    return "".join(f"/{str(part).replace('~', '~0').replace('/', '~1')}" for part in path)
 
 
 def _one_kind(found: list[Any]) -> list[Any]:
@@ -142,33 +148,33 @@ class _Walk:
         self.text = text
         self.broken = ""
 
-    def value(self, place: int, pointer: str, depth: int) -> tuple[Any, int | None]:
+    def value(self, place: int, above: str, depth: int) -> tuple[Any, int | None]:
         """The value at a place and its end; of a broken one what is whole of it, or _NOTHING, and None."""
         try:
             value, end = _DECODER.raw_decode(self.text, place)
         except (ValueError, RecursionError):
-            return self._inside(place, pointer, depth)
+            return self._inside(place, above, depth)
         # A number's last digits may be missing: at the end of a text, 4 and "4." may have been going to be 4.5.
         if type(value) in (int, float) and not _ENDED.match(self.text, end):
-            return self._stop(pointer)
+            return self._stop(above)
         return value, end
 
-    def _inside(self, place: int, pointer: str, depth: int) -> tuple[Any, int | None]:
+    def _inside(self, place: int, above: str, depth: int) -> tuple[Any, int | None]:
         match self.text[place : place + 1]:
             case "{" if depth:
-                return self._object(self._next(place + 1), pointer, depth - 1)
+                return self._object(self._next(place + 1), above, depth - 1)
             case "[" if depth:
-                return self._list(self._next(place + 1), pointer, depth - 1)
+                return self._list(self._next(place + 1), above, depth - 1)
             case _:
-                return self._stop(pointer)
+                return self._stop(above)
 
-    def _object(self, place: int, pointer: str, depth: int) -> tuple[Any, None]:
+    def _object(self, place: int, above: str, depth: int) -> tuple[Any, None]:
         members: dict[str, Any] = {}
         while True:
             key, after = self._key(place)
             if key is None:
-                return self._stop(pointer, members)
-            below = f"{pointer}/{key.replace('~', '~0').replace('/', '~1')}"
+                return self._stop(above, members)
+            below = above + pointer((key,))
             if key in members:
                 del members[key]  # which of the two is meant, nobody knows
                 return self._stop(below, members)
@@ -179,20 +185,20 @@ class _Walk:
                 return members or _NOTHING, None
             place = self._next(end)
             if self.text[place : place + 1] != ",":
-                return self._stop(pointer, members)
+                return self._stop(above, members)
             place = self._next(place + 1)
 
-    def _list(self, place: int, pointer: str, depth: int) -> tuple[Any, None]:
+    def _list(self, place: int, above: str, depth: int) -> tuple[Any, None]:
         items: list[Any] = []
         while True:
-            value, end = self.value(place, f"{pointer}/{len(items)}", depth)
+            value, end = self.value(place, above + pointer((len(items),)), depth)
             if value is not _NOTHING:
                 items.append(value)
             if end is None:
                 return items or _NOTHING, None
             place = self._next(end)
             if self.text[place : place + 1] != ",":
-                return self._stop(pointer, items)
+                return self._stop(above, items)
             place = self._next(place + 1)
 
     def _key(self, place: int) -> tuple[str | None, int]:
@@ -211,6 +217,6 @@ class _Walk:
         found = _BLANK.match(self.text, place)
         return found.end() if found else place
 
-    def _stop(self, pointer: str, so_far: Any = _NOTHING) -> tuple[Any, None]:
-        self.broken = pointer
+    def _stop(self, above: str, so_far: Any = _NOTHING) -> tuple[Any, None]:
+        self.broken = above
         return so_far or _NOTHING, None

@@ -10,6 +10,7 @@ from medserve.examination import examine
 from medserve.generation import Sampling, Timings, Usage
 from medserve.images import Study
 from medserve.reports import Report, Step
+from medserve.threads import in_thread
 
 
 def changed(recorded: Report, folder: Path | None = None) -> str:
@@ -29,7 +30,7 @@ async def replayed(recorded: Report, study: Study, folder: Path | None = None) -
     Raises InvalidRequest when the study's pictures are not the recorded ones, by content, and EngineError when today's
     workflow asks more questions than were recorded.
     """
-    if study.sha256 != recorded.study.sha256:
+    if await in_thread(lambda: study.sha256) != recorded.study.sha256:
         raise InvalidRequest(
             "these are not the pictures that the report is about: their content differs", param="files"
         )

@@ -1,6 +1,6 @@
 """A report says what was asked, what was answered and what was made of it, completely enough to be replayed."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from json import dumps
 from math import isclose
@@ -53,6 +53,9 @@ class TokenCounts(Record):
     cached: int = 0
     image: int = 0
     encodes: int = Field(0, description="how often a picture went through the vision encoder")
+    thinking: int | None = Field(
+        None, exclude_if=lambda thought: thought is None, description="the part of completion that was thought"
+    )
 
 
 class Step(Record):
@@ -446,12 +449,16 @@ def _tables(report: Report) -> str:
 
 
 def _table(table: QuotedTable) -> str:
-    widths = [max(map(len, column)) for column in zip(table.columns, *table.rows, strict=True)]
-    rows = [
-        "  " + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-        for row in (table.columns, *table.rows)
-    ]
+    rows = aligned(table.columns, *table.rows)
     return "\n".join([table.title, *rows, f"  Source: {table.source}", f"  Limits: {table.limits}"])
+
+
+def aligned(*rows: Sequence[str]) -> list[str]:
+    """Rows as indented lines of text, with their cells in columns."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        "  " + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
+    ]
 
 
 def _controls(report: Report) -> str:
@@ -494,13 +501,17 @@ def lacking(finding: Finding) -> Literal["not readable", "not measured"]:
     return "not measured" if finding.source == "measured" else "not readable"
 
 
-def _shown(finding: Finding) -> str:
-    value = finding.value
-    if value is None:
-        return lacking(finding)
+def in_words(value: str | float | bool | tuple[str, ...]) -> str:
+    """A finding's value in words."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
     if isinstance(value, tuple):
         return ", ".join(value) or "none"
     return str(value)
+
+
+def _shown(finding: Finding) -> str:
+    return lacking(finding) if finding.value is None else in_words(finding.value)
 
 
 def _in(finding: Finding) -> str:

@@ -1,9 +1,10 @@
 """What a clinical protocol is written in: a workflow asks its consult one question at a time and draws a conclusion."""
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+import asyncio
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from difflib import get_close_matches
-from typing import Any, Generic, Literal, TypeVar
+from typing import Any, Generic, Literal, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
@@ -14,6 +15,7 @@ from medserve.errors import InvalidRequest, NotSupported
 from medserve.flags import Flag
 from medserve.generation import (
     GREEDY,
+    MAX_OUTPUT_TOKENS,
     Finish,
     GenerationRequest,
     LabelScores,
@@ -30,6 +32,7 @@ from medserve.reports import Calibrated, Check, Conclusion, Finding, RemovedSent
 from medserve.text import Removed
 
 T = TypeVar("T")
+R = TypeVar("R")
 
 
 def listed(names: object) -> object:
@@ -51,6 +54,13 @@ class Options(BaseModel):
         (), description="run again on an empty picture, on another picture, or in other words, and compare"
     )
     calibrate: bool = Field(True, description="apply the calibration that was fitted for this model, if there is one")
+    thinking: int = Field(
+        0,
+        ge=0,
+        le=MAX_OUTPUT_TOKENS - 1,
+        exclude_if=lambda budget: not budget,  # a report that was made without it says nothing of it
+        description="tokens to think for before each answer in words of its own; closed questions never think",
+    )
 
     @field_validator("controls", mode="before")
     @classmethod
@@ -121,8 +131,8 @@ class Workflow:
             )
 
     def own(self, options: Mapping[str, Any]) -> dict[str, Any]:
-        """As JSON, the options that are this workflow's own, and so may change what the model is asked."""
-        return self.chosen(options).model_dump(mode="json", exclude=set(Options.model_fields))
+        """As JSON, the options that may change what the model is asked or says: this workflow's own, and thinking."""
+        return self.chosen(options).model_dump(mode="json", exclude=set(Options.model_fields) - {"thinking"})
 
     def chosen(self, options: Mapping[str, Any]) -> Options:
         """The caller's options, checked."""
@@ -200,11 +210,17 @@ class Question(Generic[T]):
     constrain: bool = False
     kind: str = ""
 
+    def of_picture(self, place: int, named: str) -> Self:
+        """The question about one of several pictures, in a step of its own whose name begins with `named`."""
+        return replace(self, step=f"{named}{self.step}", kind=self.step, pictures=(place,))
+
 
 SCORED_READERS = frozenset({"one_of", "code_of"})
 """Readers whose closed answers exclude one another, so that probabilities over them mean something."""
 LEAST_MASS = 0.5
 """The probability that the labels of a scored question should have together."""
+TOGETHER = 16
+"""Questions of one study that are asked at once at most: other callers want to wait for the same model too."""
 
 Progress = Callable[[str, Step | None], None]
 """Told of each step as it begins (None) and as it ends (the step)."""
@@ -219,8 +235,9 @@ class Consult:
     """A workflow's only door to the model.
 
     Every question is a conversation of its own. The pictures come first and the words after them, so that all
-    questions about one study begin alike and an engine may reuse the work on the pictures; questions are asked one
-    after another, which keeps each answer the very one that a cold run would give.
+    questions about one study begin alike and an engine may reuse the work on the pictures. Questions are asked one
+    after another, which keeps each answer the very one that a cold run would give; only an engine that says so is
+    asked independent ones together.
     """
 
     def __init__(
@@ -273,8 +290,18 @@ class Consult:
         return await self._put(Question(step, prompt, read, max_tokens, look, prefix))
 
     async def ask_all(self, questions: Sequence[Question[Any]]) -> list[Answer[Any]]:
-        """Ask several independent questions; the answers come in the same order."""
-        return [await self._put(question) for question in questions]
+        """Ask several independent questions; the answers, and the record's steps, come in the same order."""
+        if not self._engine.capabilities.batches:
+            return [await self._put(question) for question in questions]
+        places = asyncio.Semaphore(TOGETHER)
+
+        async def one(question: Question[Any]) -> tuple[Answer[Any], Step]:
+            async with places:
+                return await self._asked(question)
+
+        told = await _together([one(question) for question in questions])
+        self.steps += [step for _, step in told]
+        return [answer for answer, _ in told]
 
     async def choose(
         self,
@@ -291,6 +318,11 @@ class Consult:
         return await self._put(Question(step, prompt, read, max_tokens, look, score=tuple(labels), otherwise=otherwise))
 
     async def _put(self, question: Question[T]) -> Answer[T]:
+        answer, step = await self._asked(question)
+        self.steps.append(step)
+        return answer
+
+    async def _asked(self, question: Question[T]) -> tuple[Answer[T], Step]:
         if self._paraphrase and question.otherwise:
             question = replace(question, prompt=question.otherwise)
             self.reworded.append(question.step)
@@ -301,21 +333,43 @@ class Consult:
             scores = await self._scores(request, question.score or self._wanted(question.read))
         answer = self._sure(self._weighed(_read(question, result, scores), question.kind or question.step))
         step = _step(question, request, result, answer, scores)
-        self.steps.append(step)
         self._progress(question.step, step)
-        return answer
+        return answer, step
 
     def _request(self, question: Question[T]) -> GenerationRequest:
         pictures = _pictures(self._study, question.pictures) if question.look else ()
         message = Message("user", (*pictures, question.prompt))
         bound = question.constrain and question.read.schema is not None and self._engine.capabilities.schema
+        thinking = self._thinking(question)
         return GenerationRequest(
             (message,),
-            question.max_tokens,
+            question.max_tokens + (thinking or 0),
             self._sampling,
             prefix=question.prefix,
             schema=dict(question.read.schema or {}) if bound else None,
+            thinking=thinking,
         )
+
+    def _thinking(self, question: Question[Any]) -> int | None:
+        """Tokens to think for: none where the answer is closed or scored, which a thought would only cut short.
+
+        Raises NotSupported when the caller wants thoughts and the engine cannot be told how long they may be.
+        """
+        able, budget = self._engine.capabilities.thinking, self._options.thinking
+        if budget and not able:
+            raise NotSupported(
+                f"{self._engine.name} cannot be told to think; leave the option thinking out", param="options.thinking"
+            )
+        if not able:
+            return None
+        if question.score or question.read.options:
+            return 0
+        if budget > (most := MAX_OUTPUT_TOKENS - question.max_tokens):
+            raise InvalidRequest(
+                f"the option thinking may be {most} at most, which leaves {question.max_tokens} tokens for the answer",
+                param="options.thinking",
+            )
+        return budget
 
     def _wanted(self, read: Reader[Any]) -> tuple[str, ...]:
         """The closed answers whose probabilities the caller asked for; controls compare them too."""
@@ -360,6 +414,18 @@ class Consult:
                 param="options",
             )
         return None
+
+
+async def _together(asked: Sequence[Coroutine[Any, Any, R]]) -> list[R]:
+    """What all of these bring, in their order; when one fails, the others are broken off first."""
+    tasks = [asyncio.create_task(one) for one in asked]
+    try:
+        return await asyncio.gather(*tasks)
+    except BaseException:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        raise
 
 
 def _pictures(study: Study, places: Sequence[int]) -> tuple[Part, ...]:

@@ -2,7 +2,7 @@
 
 import asyncio
 import socket
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
@@ -51,6 +51,15 @@ def client(service: Service) -> Iterator[httpx.Client]:
     """A plain HTTP client of that service."""
     with httpx.Client(base_url=service.url, trust_env=False, timeout=60) as client:
         yield client
+
+
+async def settled(true: Callable[[], bool]) -> bool:
+    """Whether something comes to hold within five seconds."""
+    for _ in range(500):
+        if true():
+            return True
+        await asyncio.sleep(0.01)
+    return False
 
 
 @dataclass

@@ -17,6 +17,7 @@ from medserve.generation import Chunk, Finish, GenerationRequest, Message, Resul
 from medserve.models import ModelHandle
 from medserve.settings import ModelSpec, Settings
 from tests.api.conftest import Slow
+from tests.pictures import picture
 
 HELLO = (Message("user", ("hello",)),)
 
@@ -173,6 +174,17 @@ async def test_what_the_engine_cannot_honour_is_refused_before_it_is_asked(
 
     assert ("the.field", "unsupported_parameter") == (refused.value.param, refused.value.code)
     assert 0 == engine.running
+
+
+def test_who_sends_a_picture_to_a_blind_model_is_told_what_it_lacks() -> None:
+    """Not only that it cannot be done, and not that a part is missing where a certificate speaks against the build."""
+    asked = GenerationRequest((Message("user", (picture(), "hello")),))
+    with pytest.raises(NotSupported, match=r"takes no images: it has no vision part.*mmproj file"):
+        refuse_unable("model", Capabilities(context=4096), asked)
+    with pytest.raises(NotSupported, match=r"`medserve verify` found that its build does not answer"):
+        refuse_unable("model", Capabilities(context=4096, facts=(("parity", "failed 2026-11-20"),)), asked)
+    with pytest.raises(NotSupported, match=r"probed at its server and is not honoured: alike"):
+        refuse_unable("model", Capabilities(4096, facts=(("probed_vision", "not honoured: alike"),)), asked)
 
 
 def test_an_able_engine_is_not_refused() -> None:

@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from time import perf_counter, sleep
 from typing import Any
 
@@ -45,10 +46,10 @@ AT_ONCE = 0.2
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    """Where the service keeps what must not outlive it."""
-    (tmp_path / "scratch").mkdir()
-    return tmp_path / "scratch"
+def folder() -> Iterator[Path]:
+    """Where the service keeps what must not outlive it: a short name, because sockets lie in it."""
+    with TemporaryDirectory(prefix="t-") as name:
+        yield Path(name)
 
 
 @pytest.fixture
@@ -207,9 +208,9 @@ def _refused(service: Service) -> bool:
         return True
 
 
-def test_what_does_not_end_in_time_is_told_so(tmp_path: Path) -> None:
+def test_what_does_not_end_in_time_is_told_so(folder: Path) -> None:
     """When the time for ending is over, a stream gets an error event and a waiting request a 503; never silence."""
-    limits = {"MEDSERVE_LIMITS__DRAIN_SECONDS": "1", "TMPDIR": str(tmp_path)}
+    limits = {"MEDSERVE_LIMITS__DRAIN_SECONDS": "1", "TMPDIR": str(folder)}
     with serving(environment=limits) as service, ThreadPoolExecutor(2) as pool:
         (pid,) = service.workers
         stream = pool.submit(_streamed, service, RESPONSES, LONG_RESPONSE | {"stream": True})

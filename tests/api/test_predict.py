@@ -208,6 +208,18 @@ def test_one_bad_instance_spoils_no_other(client: httpx.Client) -> None:
     assert told[1]["result"] is None
 
 
+def test_a_field_of_an_instance_that_is_not_known_is_not_named(client: httpx.Client) -> None:
+    """It may be a person's name; one that is nearly right is named, for whoever mistyped it."""
+    good = {"prompt": "x", "model": "json"}
+    instances = [good | {"Erika Mustermann 1961": 1}, good | {"promt": "y"}]
+    answer = client.post("/predict", json={"instances": instances}).raise_for_status()
+
+    errors = [one["error"] for one in answer.json()["predictions"]]
+    assert ["instances.0", "instances.1.promt"] == [error["param"] for error in errors]
+    assert "not known" in errors[0]["message"]
+    assert "Mustermann" not in answer.text
+
+
 @pytest.mark.parametrize(
     ("sent", "param"),
     [

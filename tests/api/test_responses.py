@@ -3,7 +3,7 @@
 import asyncio
 import json
 from base64 import b64encode
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from medserve.api import create_app, later
 from medserve.errors import ContextOverflow, EngineTimeout, MedserveError, ModelBusy, WorkerCrashed
 from medserve.keys import Scope
 from medserve.settings import ModelSpec, Settings
-from tests.api.conftest import Slow, gateway
+from tests.api.conftest import Slow, gateway, settled
 from tests.imaging.phantoms import abdomen, nifti
 from tests.serving import serving, until
 
@@ -60,15 +60,6 @@ def ended(client: httpx.Client, response: dict[str, Any]) -> dict[str, Any]:
 
     assert until(over)
     return held[-1]
-
-
-async def settled(true: Callable[[], bool]) -> bool:
-    """Whether something comes to hold within five seconds."""
-    for _ in range(500):
-        if true():
-            return True
-        await asyncio.sleep(0.01)
-    return False
 
 
 # --- thinking ------------------------------------------------------------------------------------------------------

@@ -10,8 +10,8 @@ import pytest
 
 from medserve.api import streaming
 from medserve.errors import ContextOverflow, EngineTimeout, ModelBusy, ModelFailed, WorkerCrashed
-from medserve.settings import Limits
-from tests.api.conftest import Gateway, Slow, gateway
+from medserve.settings import Limits, ModelSpec
+from tests.api.conftest import Gateway, Slow, gateway, settled
 
 CHAT = "/v1/chat/completions"
 ASKED: dict[str, Any] = {"messages": [{"role": "user", "content": "hello"}]}
@@ -21,15 +21,6 @@ def events(text: str) -> list[Any]:
     """The events of a stream, comments left out."""
     lines = [line.removeprefix("data: ") for line in text.split("\n") if line.startswith("data: ")]
     return [line if line == "[DONE]" else json.loads(line) for line in lines]
-
-
-async def settled(true: Any) -> bool:
-    """Whether something comes to hold within five seconds."""
-    for _ in range(500):
-        if true():
-            return True
-        await asyncio.sleep(0.01)
-    return False
 
 
 async def test_a_stream_opens_with_the_role_and_ends_with_the_usage(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -158,10 +149,10 @@ async def test_a_failed_load_is_told_at_once_with_the_time_of_the_next_attempt(m
 
 
 async def test_liveness_does_not_wait_for_a_model(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Fifty answers in work change nothing for a probe."""
-    async with gateway(Slow(pieces=200), monkeypatch) as here:
+    """Answers in work, as many as there are slots, and some fifty that wait change nothing for a probe."""
+    async with gateway(Slow(), monkeypatch) as here:
         asked = [asyncio.create_task(here.client.post(CHAT, json=ASKED)) for _ in range(50)]
-        await settled(lambda: here.engine.running == 50)
+        assert await settled(lambda: here.engine.running == ModelSpec.model_fields["slots"].default)
         seconds = [await _probe(here) for _ in range(5)]
         for task in asked:
             task.cancel()

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from medserve.engines import llama_cpp
+from medserve.engines import _worker, llama_cpp
 from medserve.engines.llama_cpp import LlamaCpp, render
 from medserve.errors import ContextOverflow, EngineTimeout, ImageTooLarge, InvalidRequest, ModelBusy, WorkerCrashed
 from medserve.generation import Finish, GenerationRequest, Message, Result, collect
@@ -372,7 +372,7 @@ async def test_one_stopped_worker_does_not_hold_up_another() -> None:
 
 async def test_a_worker_that_hangs_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
     """It does not look ready for ever: its requests fail soon, and the model's next request loads it anew."""
-    monkeypatch.setattr(llama_cpp, "PROBE_SECONDS", 0.3)
+    monkeypatch.setattr(_worker, "PROBE_SECONDS", 0.3)
     handle = ModelHandle(SPEC, Settings(limits=Limits(answer_seconds=20)))
     try:
         engine = await handle.ready()
@@ -381,7 +381,7 @@ async def test_a_worker_that_hangs_is_ended(monkeypatch: pytest.MonkeyPatch) -> 
         async with asyncio.timeout(15):
             with pytest.raises(WorkerCrashed):
                 await collect(handle.stream(ask("Which colour?", max_tokens=1)))
-        monkeypatch.setattr(llama_cpp, "PROBE_SECONDS", 10.0)
+        monkeypatch.setattr(_worker, "PROBE_SECONDS", 10.0)
 
         assert State.COLD is handle.state
         assert (await collect(handle.stream(ask("Which colour?", max_tokens=1)))).usage.completion

@@ -41,6 +41,20 @@ def altered(source: Path, target: Path, before: bytes, after: bytes) -> Path:
     return target
 
 
+async def test_a_folder_in_place_of_a_file(tmp_path: Path) -> None:
+    """It is there: what is told is the engine that would read it."""
+    error = await refused(path=tmp_path)
+
+    assert type(error) is WeightsMissing
+    assert "is a folder" in error.message
+    assert "set `engine` to transformers" in error.message
+
+
+async def test_bits_that_a_gguf_file_cannot_be_given() -> None:
+    """What is asked and cannot be done is not left out in silence."""
+    assert "quantise of " in (await refused(quantise="8bit")).message
+
+
 async def test_weights_that_do_not_exist(tmp_path: Path) -> None:
     """The error names the file and how to get it."""
     error = await refused(path=tmp_path / "none.gguf")
@@ -118,6 +132,18 @@ async def test_a_projector_of_another_model(tmp_path: Path) -> None:
 
     assert type(error) is WeightsCorrupt
     assert f"it is {int.from_bytes(wrong, 'little')} wide" in error.message
+
+
+@pytest.mark.parametrize("entry", ["clip.vision.patch_size", "clip.vision.projector.scale_factor"])
+async def test_a_projector_that_says_what_cannot_be(tmp_path: Path, entry: str) -> None:
+    """A patch of no pixels is a damaged file, which is told before llama.cpp divides by it."""
+    key = entry.encode() + (4).to_bytes(4, "little")
+    at = PROJECTOR.read_bytes().index(key) + len(key)
+    said = PROJECTOR.read_bytes()[at : at + 4]
+    error = await refused(projector=altered(PROJECTOR, tmp_path / "none.gguf", key + said, key + bytes(4)))
+
+    assert type(error) is WeightsCorrupt
+    assert "cannot be" in error.message
 
 
 async def test_a_projector_beside_the_weights_is_found(tmp_path: Path) -> None:

@@ -10,8 +10,9 @@ import pytest
 from benchmarks import drawings
 from medserve import calibration
 from medserve.calibration import Calibration
+from tests.commands import Said
 from tests.serving import serving
-from tests.test_cli import Said, medserve, refused
+from tests.test_cli import medserve, refused
 from tools.demo_model import gallery
 
 COUNT = 24

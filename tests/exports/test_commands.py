@@ -13,32 +13,15 @@ import pytest
 from medserve import cli
 from medserve.images import Modality
 from medserve.reports import Conclusion, Finding
+from tests.commands import DERMOSCOPY, scripted
 from tests.exports.samples import about, report
 from tests.imaging import phantoms
-
-SCRIPT = """
-[[models]]
-name = "script"
-engine = "scripted"
-replies = [{replies}]
-"""
-ANSWERS = (
-    "dermoscopy",
-    "round",
-    "yes",
-    "dots, streaks",
-    "brown and tan",
-    "The shape is consistent with the picture.",
-    "NV",
-)
 
 
 @pytest.fixture
 def script(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A model that gives the seven answers of a dermoscopy report, twice over."""
-    config = tmp_path / "medserve.toml"
-    config.write_text(SCRIPT.format(replies=", ".join(json.dumps(answer) for answer in ANSWERS * 2)))
-    monkeypatch.setenv("MEDSERVE_CONFIG", str(config))
+    monkeypatch.setenv("MEDSERVE_CONFIG", str(scripted(tmp_path, *DERMOSCOPY * 2)))
 
 
 @dataclass(frozen=True)
@@ -149,7 +132,7 @@ def test_export_refuses_what_it_does_not_know(medserve: Run, tmp_path: Path) -> 
 @pytest.mark.usefixtures("script")
 def test_leaflet_tells_what_was_found_or_refuses(medserve: Run, tmp_path: Path) -> None:
     """The script says "A round shape."; a report without findings has no text, and exit code 2."""
-    (tmp_path / "medserve.toml").write_text(SCRIPT.format(replies='"A round shape."'))
+    scripted(tmp_path, "A round shape.")
     kept, empty = tmp_path / "report.json", tmp_path / "empty.json"
     shape = Conclusion(findings=(Finding(name="Shape", value="round"),))
     kept.write_text(report(conclusion=shape, domain=None, flags=()).model_dump_json())

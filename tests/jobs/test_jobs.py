@@ -71,7 +71,8 @@ async def test_progress_is_seen_while_the_work_goes_on(opened: Opened) -> None:
     async def work(job: Work, models: Models, settings: Settings) -> dict[str, Any]:
         for step in range(50):
             job.note(step, 60, f"step {step}")
-        await job.progress(50, 60, "the last")
+        job.note(50, 60, "the last")
+        await job.settled()
         return await slow(job, models, settings)
 
     async with opened(work) as jobs:
@@ -324,7 +325,7 @@ async def test_items_are_kept_and_a_resumed_job_skips_them(opened: Opened) -> No
     slow, done = Slow(), []
 
     async def work(job: Work, models: Models, settings: Settings) -> dict[str, Any]:
-        known = await job.items()
+        known = await job.places()
         for place in range(6):
             if place not in known:
                 await job.item(place, {"place": place}, failed=place == 1)

@@ -1,10 +1,7 @@
 """The chest film protocol: what it asks of one film and of two, and where its boxes lie."""
 
-import asyncio
-import json
 from base64 import b64decode
 from io import BytesIO
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,9 +22,10 @@ from medserve.reports import Box, Report, as_text
 from medserve.settings import DEMO, Limits
 from medserve.workflows import find
 from medserve.workflows.chest_xray import CHANGES, COURSES, SCALE, unpadded
+from tests.golden_reports import keep, kept, steady
 from tests.imaging import phantoms
 
-GOLDEN = Path(__file__).parents[1] / "golden" / "chest-xray.json"
+GOLDEN = "chest-xray"
 DRAWINGS = DEMO / "drawings"
 DRAWING = DRAWINGS / "chest-large-heart.png"
 CAT = DRAWINGS / "cat.png"
@@ -53,9 +51,7 @@ async def golden() -> Any:
     """The whole report on a drawing with one structure located, without what differs from run to run."""
     study = await intake.read([DRAWING.read_bytes()], Limits(), Wanted(Modality.XRAY))
     made = await examine(find("chest-xray"), study, Scripted((*ONE, PLACE)), options={"locate": ["heart"]})
-    whole = json.loads(
-        made.model_dump_json(exclude={"id": True, "created": True, "seconds": True, "provenance": {"medserve"}})
-    )
+    whole = steady(made)
     for figure in whole["conclusion"]["figures"]:  # how a PNG is packed is its library's affair
         figure["png"] = list(PIL.Image.open(BytesIO(b64decode(figure["png"]))).size)
     return whole
@@ -66,7 +62,7 @@ async def test_the_golden_report() -> None:
 
     Written again, after a look at the difference, by: python -m tests.workflows.test_chest_xray
     """
-    assert json.loads(GOLDEN.read_text()) == await golden()
+    assert kept(GOLDEN) == await golden()
 
 
 # --- one film -------------------------------------------------------------------------------------------------------
@@ -352,4 +348,4 @@ def test_names_are_a_list_or_stand_between_commas() -> None:
 
 
 if __name__ == "__main__":
-    GOLDEN.write_text(json.dumps(asyncio.run(golden()), indent=2) + "\n", encoding="utf-8")
+    keep(GOLDEN, golden())

@@ -1,11 +1,9 @@
 """Chest films on the real engine: drawings get their answer, and boxes are at least well formed."""
 
 import json
-from collections.abc import AsyncIterator
 
 import pytest
 
-from medserve.engines import llama_cpp
 from medserve.engines.llama_cpp import LlamaCpp
 from medserve.examination import examine
 from medserve.flags import Flag
@@ -13,20 +11,12 @@ from medserve.images import Image, Study
 from medserve.imaging import raster
 from medserve.readers import json_of
 from medserve.reports import Report
-from medserve.settings import DEMO, DEMO_MODEL, Limits, Settings
+from medserve.settings import DEMO, Limits
 from medserve.workflows import find
 from medserve.workflows.chest_xray import BOXES, HEART
 
 DRAWINGS = DEMO / "drawings"
 OTHERS = sorted(path.name for path in DRAWINGS.glob("*.png") if not path.name.startswith("chest"))
-
-
-@pytest.fixture(scope="module")
-async def engine(anyio_backend: str) -> AsyncIterator[LlamaCpp]:
-    """The demonstration model, loaded once."""
-    engine = await llama_cpp.start(DEMO_MODEL, Settings())
-    yield engine
-    await engine.close()
 
 
 def drawing(name: str) -> Image:

@@ -1,7 +1,5 @@
 """The dermoscopy protocol: what it asks, what it makes of the answers, and what it never does."""
 
-import asyncio
-import json
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +17,10 @@ from medserve.reports import Report, Step, as_text
 from medserve.settings import Limits
 from medserve.workflows import find
 from medserve.workflows.dermoscopy import CLASSES
+from tests.golden_reports import keep, kept, steady
 from tests.pictures import drawn, study
 
-GOLDEN = Path(__file__).parents[1] / "golden" / "dermoscopy.json"
+GOLDEN = "dermoscopy"
 LOOK = (
     "The shape is consistent with the picture. The pigment network is inconsistent with the picture. "
     "In addition, arborizing vessels are visible."
@@ -55,9 +54,7 @@ async def golden(photograph: Path) -> Any:
     """The whole report on a photograph as JSON, without what differs from run to run."""
     study = await intake.read([photograph.read_bytes()], Limits(), Wanted(Modality.DERMOSCOPY))
     made = await examine(find("dermoscopy"), study, Scripted((TAKEN, *ANSWERS)))
-    return json.loads(
-        made.model_dump_json(exclude={"id": True, "created": True, "seconds": True, "provenance": {"medserve"}})
-    )
+    return steady(made)
 
 
 async def test_the_golden_report(dermoscopy: Path) -> None:
@@ -65,7 +62,7 @@ async def test_the_golden_report(dermoscopy: Path) -> None:
 
     Written again, after a look at the difference, by: python -m tests.workflows.test_dermoscopy
     """
-    assert json.loads(GOLDEN.read_text()) == await golden(dermoscopy)
+    assert kept(GOLDEN) == await golden(dermoscopy)
 
 
 async def test_four_observations_a_second_look_and_a_class() -> None:
@@ -261,5 +258,4 @@ def test_the_classes_have_names() -> None:
 
 
 if __name__ == "__main__":
-    made = asyncio.run(golden(GOLDEN.parents[1] / "data" / "dermoscopy" / "ISIC_0000166.jpg"))
-    GOLDEN.write_text(json.dumps(made, indent=2) + "\n", encoding="utf-8")
+    keep(GOLDEN, golden(Path(__file__).parents[1] / "data" / "dermoscopy" / "ISIC_0000166.jpg"))

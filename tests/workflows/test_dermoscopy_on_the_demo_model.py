@@ -1,6 +1,7 @@
 """Dermoscopy on the real engine: drawings are read right, a picture is encoded once, and reuse changes no word."""
 
-from collections.abc import AsyncIterator
+import re
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -12,17 +13,9 @@ from medserve.examination import examine
 from medserve.flags import Flag
 from medserve.images import Study
 from medserve.imaging import raster
-from medserve.reports import DEMO_NOTICE, Report
+from medserve.reports import DEMO_NOTICE, Report, as_text
 from medserve.settings import DEMO, DEMO_MODEL, Limits, Settings
 from medserve.workflows import find
-
-
-@pytest.fixture(scope="module")
-async def engine(anyio_backend: str) -> AsyncIterator[LlamaCpp]:
-    """The demonstration model, loaded once."""
-    engine = await llama_cpp.start(DEMO_MODEL, Settings())
-    yield engine
-    await engine.close()
 
 
 async def examined(path: Path, engine: LlamaCpp, **options: Any) -> Report:
@@ -79,3 +72,19 @@ async def test_provenance_names_the_weights_by_their_content(engine: LlamaCpp, d
 
     assert ("llama-cpp", "medserve-demo") == (made.engine, made.facts["weights"])
     assert {"fingerprint", "build", "quantisation", "context"} <= set(made.facts)
+
+
+async def test_the_readme_shows_a_report_as_it_is(engine: LlamaCpp) -> None:
+    """Of the bundled photograph: every part, finding and flag, as many questions; numbers differ with processors."""
+    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    shown = readme.split("```text\n")[1].split("```")[0]
+    with resources.as_file(resources.files("medserve") / "examples" / "dermoscopy.jpg") as photograph:
+        made = as_text(await examined(photograph, engine))
+
+    assert parts(made) == parts(shown)
+
+
+def parts(text: str) -> list[str]:
+    """How each part of a report's text begins, and the names of the findings and flags in them."""
+    begins = r"^(?:\d+ questions|[A-Z]\w*(?: \w+)*|  [A-Z]\w*(?: \w+)*(?=  )|  [a-z_]+(?=:))"
+    return re.findall(begins, text, re.MULTILINE)

@@ -1,8 +1,5 @@
 """The histology protocol: what it asks, when it gives no verdict, and that no verdict is anybody's guess."""
 
-import asyncio
-import json
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,9 +15,10 @@ from medserve.reports import Report
 from medserve.settings import DEMO, Limits
 from medserve.workflows import find
 from medserve.workflows.histology import Verdict, in_words, verdict
+from tests.golden_reports import keep, kept, steady
 from tests.imaging import phantoms
 
-GOLDEN = Path(__file__).parents[1] / "golden" / "histology.json"
+GOLDEN = "histology"
 DRAWING = DEMO / "drawings" / "colon-tumour.png"
 
 SURE = {"yes": -0.05, "no": -3.5}
@@ -43,9 +41,7 @@ async def golden() -> Any:
     """The whole report on a drawing as JSON, without what differs from run to run."""
     tile = await intake.read([DRAWING.read_bytes()], Limits(), Wanted(find("histology").modality))
     made = await examine(find("histology"), tile, Scripted(ANSWERS))
-    return json.loads(
-        made.model_dump_json(exclude={"id": True, "created": True, "seconds": True, "provenance": {"medserve"}})
-    )
+    return steady(made)
 
 
 async def test_the_golden_report() -> None:
@@ -53,7 +49,7 @@ async def test_the_golden_report() -> None:
 
     Written again, after a look at the difference, by: python -m tests.workflows.test_histology
     """
-    assert json.loads(GOLDEN.read_text()) == await golden()
+    assert kept(GOLDEN) == await golden()
 
 
 async def test_first_what_it_is_then_the_closed_question_then_one_sentence() -> None:
@@ -173,4 +169,4 @@ async def test_an_unfit_sentence_of_the_explanation_is_left_out_and_kept() -> No
 
 
 if __name__ == "__main__":
-    GOLDEN.write_text(json.dumps(asyncio.run(golden()), indent=2) + "\n", encoding="utf-8")
+    keep(GOLDEN, golden())

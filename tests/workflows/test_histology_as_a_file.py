@@ -1,20 +1,18 @@
 """The built-in histology workflow, written as a file, makes the same report of a tile whatever is answered."""
 
-from collections.abc import AsyncIterator
 from itertools import product
 from typing import Any
 
 import pytest
 
 from medserve import protocols
-from medserve.engines import Engine, llama_cpp
+from medserve.engines import Engine
 from medserve.engines.llama_cpp import LlamaCpp
 from medserve.engines.scripted import Reply, Scripted
 from medserve.examination import examine
 from medserve.generation import Finish, Usage
 from medserve.outline import START
 from medserve.reports import Report
-from medserve.settings import DEMO_MODEL, Settings
 from medserve.workflow import Workflow
 from medserve.workflows import find
 from tests.pictures import drawn, study
@@ -75,14 +73,6 @@ async def test_the_same_report_under_a_threshold(threshold: float) -> None:
 
     assert [None, "yes"][threshold < 0.9] == other.conclusion.label
     assert made(one) == made(other)
-
-
-@pytest.fixture(scope="module")
-async def engine(anyio_backend: str) -> AsyncIterator[LlamaCpp]:
-    """The demonstration model, loaded once."""
-    engine = await llama_cpp.start(DEMO_MODEL, Settings())
-    yield engine
-    await engine.close()
 
 
 async def on(engine: Engine, workflow: Workflow, name: str) -> dict[str, Any]:

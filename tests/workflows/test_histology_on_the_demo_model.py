@@ -1,19 +1,17 @@
 """Histology on the real engine: drawings of colon get their verdict, everything else is not assessable."""
 
 import json
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from medserve.engines import llama_cpp
 from medserve.engines.llama_cpp import LlamaCpp
 from medserve.examination import examine
 from medserve.images import Study
 from medserve.imaging import intake, raster
 from medserve.reports import Report
-from medserve.settings import DEMO, DEMO_MODEL, Limits, Settings
+from medserve.settings import DEMO, Limits
 from medserve.workflows import find
 from medserve.workflows.histology import MALIGNANT, TISSUE, Verdict, verdict
 from tests.workflows import slides
@@ -21,14 +19,6 @@ from tests.workflows.slides import GLASS
 
 DRAWINGS = DEMO / "drawings"
 OTHERS = sorted(path.name for path in DRAWINGS.glob("*.png") if not path.name.startswith("colon"))
-
-
-@pytest.fixture(scope="module")
-async def engine(anyio_backend: str) -> AsyncIterator[LlamaCpp]:
-    """The demonstration model, loaded once."""
-    engine = await llama_cpp.start(DEMO_MODEL, Settings())
-    yield engine
-    await engine.close()
 
 
 async def examined(name: str, engine: LlamaCpp, **options: Any) -> Report:

@@ -1,7 +1,5 @@
 """A slide's patches are asked about one by one, counted by a rule that the report states, and shown on a map."""
 
-import asyncio
-import json
 from base64 import b64decode
 from collections.abc import Sequence
 from io import BytesIO
@@ -27,11 +25,12 @@ from medserve.settings import Limits
 from medserve.workflows import find
 from medserve.workflows.histology import COLOURS, HistologyOptions, Tally, Verdict, in_words, verdict
 from tests import pictures
+from tests.golden_reports import keep, kept, steady
 from tests.imaging import pyramids
 from tests.workflows import slides
 from tests.workflows.slides import GLASS
 
-GOLDEN = Path(__file__).parents[1] / "golden" / "histology-slide.json"
+GOLDEN = "histology-slide"
 SURE, UNSURE = {"yes": -0.05, "no": -3.5}, {"yes": -3.5, "no": -0.05}
 SAID = {
     "yes": (Reply("yes", label_logprobs=SURE), Reply("yes", label_logprobs=SURE)),
@@ -227,17 +226,7 @@ async def golden() -> Any:
         study = await intake.read([path], Limits(), Wanted(find("histology").modality))
     said = [reply for answer in ("yes", "no", "undecided", "not colon") for reply in SAID[answer]]
     made = await examine(find("histology"), study, Scripted(said))
-    return json.loads(
-        made.model_dump_json(
-            exclude={
-                "id": True,
-                "created": True,
-                "seconds": True,
-                "provenance": {"medserve"},
-                "conclusion": {"figures": {"__all__": {"png"}}},
-            }
-        )
-    )
+    return steady(made, pictures=False)
 
 
 async def test_the_golden_report() -> None:
@@ -245,8 +234,8 @@ async def test_the_golden_report() -> None:
 
     Written again, after a look at the difference, by: python -m tests.workflows.test_histology_slide
     """
-    assert json.loads(GOLDEN.read_text()) == await golden()
+    assert kept(GOLDEN) == await golden()
 
 
 if __name__ == "__main__":
-    GOLDEN.write_text(json.dumps(asyncio.run(golden()), indent=2) + "\n", encoding="utf-8")
+    keep(GOLDEN, golden())

@@ -4,18 +4,14 @@ What this shows is that the engine enforces a schema and that reports say what c
 """
 
 import json
-from collections.abc import AsyncIterator
 
-import pytest
-
-from medserve.engines import llama_cpp
 from medserve.engines.llama_cpp import LlamaCpp
 from medserve.examination import examine
 from medserve.flags import Flag
 from medserve.images import Image, Study
 from medserve.imaging import raster
 from medserve.recovery import recover
-from medserve.settings import DEMO, DEMO_MODEL, Limits, Settings
+from medserve.settings import DEMO, Limits
 from medserve.workflows import find
 from medserve.workflows.lab_report import FIELDS
 from tests.test_schemas import STONES
@@ -27,14 +23,6 @@ SIDE = {
     "required": ["stone", "side"],
     "additionalProperties": False,
 }
-
-
-@pytest.fixture(scope="module")
-async def engine(anyio_backend: str) -> AsyncIterator[LlamaCpp]:
-    """The demonstration model, loaded once."""
-    engine = await llama_cpp.start(DEMO_MODEL, Settings())
-    yield engine
-    await engine.close()
 
 
 def drawing(name: str) -> Image:

@@ -1,11 +1,9 @@
 """Stones of known place, size and HU: the model points, code measures, and where they differ nothing is concluded."""
 
-import asyncio
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from math import sqrt
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,7 +11,7 @@ import pytest
 
 from medserve.calibration import Fit
 from medserve.engines.scripted import Reply, Scripted
-from medserve.errors import InvalidRequest
+from medserve.errors import EngineError, InvalidRequest
 from medserve.examination import examine
 from medserve.flags import Flag
 from medserve.generation import Finish, Usage
@@ -23,11 +21,12 @@ from medserve.reports import Finding, Report
 from medserve.settings import Limits
 from medserve.workflows import find
 from medserve.workflows.kidney_stones import STONE, StoneOptions, like_stones
+from tests.golden_reports import keep, kept, steady
 from tests.imaging import phantoms
 from tests.workflows import kidneys
 from tests.workflows.kidneys import Ball, Block
 
-GOLDEN = Path(__file__).parents[1] / "golden" / "kidney-stones.json"
+GOLDEN = "kidney-stones"
 ROW, COLUMN = (round(at) for at in kidneys.inside("left"))
 RIGHT_ROW, RIGHT_COLUMN = (round(at) for at in kidneys.inside("right"))
 SLICES = 8
@@ -438,7 +437,7 @@ async def test_no_stone_is_said_plainly() -> None:
 async def test_defect_004_5_a_model_that_fails_is_no_report() -> None:
     """System 004 sent a canned sentence instead; here the error is the answer."""
     study = scanned(slices=3)
-    with pytest.raises(Exception, match="none left"):
+    with pytest.raises(EngineError, match="none left"):
         await examine(find("kidney-stones"), study, Scripted(["CT", "no"]))
 
 
@@ -515,17 +514,7 @@ async def golden() -> Any:
     """The whole report on two stones, one of them overlooked, without what differs from run to run or between
     libraries that write PNG."""
     made = await report(scanned(LEFT_STONE, RIGHT_STONE, slices=7), {3: LEFT, 4: LEFT})
-    return json.loads(
-        made.model_dump_json(
-            exclude={
-                "id": True,
-                "created": True,
-                "seconds": True,
-                "provenance": {"medserve"},
-                "conclusion": {"figures": {"__all__": {"png"}}},
-            }
-        )
-    )
+    return steady(made, pictures=False)
 
 
 async def test_the_golden_report() -> None:
@@ -533,8 +522,8 @@ async def test_the_golden_report() -> None:
 
     Written again, after a look at the difference, by: python -m tests.workflows.test_kidney_stones
     """
-    assert json.loads(GOLDEN.read_text()) == await golden()
+    assert kept(GOLDEN) == await golden()
 
 
 if __name__ == "__main__":
-    GOLDEN.write_text(json.dumps(asyncio.run(golden()), indent=2) + "\n", encoding="utf-8")
+    keep(GOLDEN, golden())

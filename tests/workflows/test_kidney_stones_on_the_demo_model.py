@@ -1,18 +1,17 @@
 """Kidney stones on the real engine: the model finds the slices and the side of a drawn stone, and code measures it."""
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
 
-from medserve.engines import llama_cpp
 from medserve.engines.llama_cpp import LlamaCpp
 from medserve.examination import examine
 from medserve.flags import Flag
 from medserve.images import Study
 from medserve.imaging import dicom
 from medserve.reports import Report
-from medserve.settings import DEMO_MODEL, Limits, Settings
+from medserve.settings import Limits
 from medserve.workflows import find
 from medserve.workflows.kidney_stones import SIDE, STONE
 from tests.workflows import kidneys
@@ -20,14 +19,6 @@ from tests.workflows.kidneys import Ball
 from tools.demo_model import questions
 
 SLICES, MIDDLE, DIAMETER, UNITS = 9, 4, 16.0, 900
-
-
-@pytest.fixture(scope="module")
-async def engine(anyio_backend: str) -> AsyncIterator[LlamaCpp]:
-    """The demonstration model, loaded once."""
-    engine = await llama_cpp.start(DEMO_MODEL, Settings())
-    yield engine
-    await engine.close()
 
 
 def study(sides: Sequence[str], seed: int) -> Study:

@@ -1,8 +1,6 @@
 """Laboratory pages: the model copies, code reads, and nothing that is not printed comes to be in the result."""
 
-import asyncio
 import json
-from pathlib import Path
 from typing import Any
 
 import fpdf
@@ -20,9 +18,10 @@ from medserve.reports import Report, as_text
 from medserve.settings import DEMO, Limits
 from medserve.workflows import find
 from medserve.workflows.lab_report import FIELDS, ROWS
+from tests.golden_reports import keep, kept, steady
 from tests.imaging import phantoms
 
-GOLDEN = Path(__file__).parents[1] / "golden" / "lab-report.json"
+GOLDEN = "lab-report"
 DRAWING = DEMO / "drawings" / "page.png"
 PAGE = raster.decode(DRAWING.read_bytes(), Limits())
 KIND = "other"
@@ -67,9 +66,7 @@ async def golden() -> Any:
     """The whole report on a drawn page as JSON, without what differs from run to run."""
     study = await intake.read([DRAWING.read_bytes()], Limits(), Wanted(Modality.OTHER))
     made = await examine(find("lab-report"), study, Scripted((KIND, copied(*PAGES))))
-    return json.loads(
-        made.model_dump_json(exclude={"id": True, "created": True, "seconds": True, "provenance": {"medserve"}})
-    )
+    return steady(made)
 
 
 async def test_the_golden_report() -> None:
@@ -77,7 +74,7 @@ async def test_the_golden_report() -> None:
 
     Written again, after a look at the difference, by: python -m tests.workflows.test_lab_report
     """
-    assert json.loads(GOLDEN.read_text()) == await golden()
+    assert kept(GOLDEN) == await golden()
 
 
 # --- what becomes of a copy ------------------------------------------------------------------------------------------
@@ -371,4 +368,4 @@ async def test_of_a_bright_picture_without_one_shade_the_model_decides() -> None
 
 
 if __name__ == "__main__":
-    GOLDEN.write_text(json.dumps(asyncio.run(golden()), indent=2) + "\n", encoding="utf-8")
+    keep(GOLDEN, golden())

@@ -1,6 +1,5 @@
 """Radiology analysis: what the model wrote is the result, what it did not write is missing, and nothing is added."""
 
-import asyncio
 import json
 from pathlib import Path
 from typing import Any
@@ -23,11 +22,12 @@ from medserve.schemas import Schemas
 from medserve.settings import DEMO, Limits, settings
 from medserve.workflows import find
 from medserve.workflows.radiology import absent, fitted
+from tests.golden_reports import keep, kept, steady
 from tests.imaging import phantoms
 from tests.pictures import study
 from tests.test_schemas import STONES
 
-GOLDEN = Path(__file__).parents[1] / "golden" / "radiology.json"
+GOLDEN = "radiology"
 DRAWING = DEMO / "drawings" / "kidney-left.png"
 DRAWN = Study((raster.decode(DRAWING.read_bytes(), Limits()),))
 WORDS = "Where are stones?"
@@ -45,9 +45,7 @@ async def golden() -> Any:
     options = {"instruction": WORDS, "answer": STONES}
     engine = Scripted([f"```json\n{json.dumps(FOUND)}\n```"])
     made = await examine(find("radiology"), drawing, engine, options=options)
-    return json.loads(
-        made.model_dump_json(exclude={"id": True, "created": True, "seconds": True, "provenance": {"medserve"}})
-    )
+    return steady(made)
 
 
 async def test_the_golden_report() -> None:
@@ -55,7 +53,7 @@ async def test_the_golden_report() -> None:
 
     Written again, after a look at the difference, by: python -m tests.workflows.test_radiology
     """
-    assert json.loads(GOLDEN.read_text()) == await golden()
+    assert kept(GOLDEN) == await golden()
 
 
 # --- in words --------------------------------------------------------------------------------------------------------
@@ -343,4 +341,4 @@ def test_the_form_calls_the_option_schema() -> None:
 
 
 if __name__ == "__main__":
-    GOLDEN.write_text(json.dumps(asyncio.run(golden()), indent=2) + "\n", encoding="utf-8")
+    keep(GOLDEN, golden())

@@ -60,7 +60,7 @@ async def analysed(order: Instruction, handle: ModelHandle, settings: Settings, 
     handle.refuse_full()
     study = await _study(order, settings, f"{param}images")
     await held(handle, settings)
-    given = await answered(handle, order.prompt, order.tokens(handle), study)
+    given = await answered(handle, order.prompt, order.tokens(handle), study, thinking=order.thinking)
     words = given.result.text
     found = recover(words)
     broken: dict[str, Any] = {"raw_output": words, "parse_error": found.error}

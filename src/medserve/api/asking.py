@@ -10,12 +10,14 @@ from pydantic import BaseModel, Field
 
 from medserve.api.bodies import Strict, Words
 from medserve.api.conversation import ModelName, Tokens, labelled, refuse_unable, renamed
+from medserve.api.reasoning import Thinking, in_tokens, length
 from medserve.errors import InvalidRequest, MedserveError
+from medserve.examination import of_engine
 from medserve.flags import Flag
 from medserve.generation import Finish, GenerationRequest, Message, Result, collect
 from medserve.images import Study
 from medserve.models import ModelHandle
-from medserve.reports import StudyConcern, is_demonstration, notice_for
+from medserve.reports import StudyConcern, notice_for
 from medserve.settings import Settings
 from medserve.text import is_refusal
 
@@ -28,6 +30,7 @@ class Asked(Strict):
     prompt: Prompt
     model: ModelName | None = None
     max_tokens: Tokens
+    thinking: Thinking | None = None
 
     def check(self, settings: Settings) -> None:
         """Raise InvalidRequest when there are more words than are taken."""
@@ -35,7 +38,10 @@ class Asked(Strict):
 
     def tokens(self, handle: ModelHandle) -> int:
         """The answer's length that was asked for, or the usual one where that leaves room for the question."""
-        return self.max_tokens if "max_tokens" in self.model_fields_set else fitting(self.max_tokens, handle)
+        if "max_tokens" in self.model_fields_set:
+            return self.max_tokens
+        most = length(in_tokens(self.thinking), None, handle.spec, self.max_tokens)
+        return fitting(most.max_tokens, handle)
 
 
 class Counted(BaseModel):
@@ -83,7 +89,13 @@ def check_words(words: str, settings: Settings, param: str) -> None:
 
 
 async def answered(
-    handle: ModelHandle, prompt: str, max_tokens: int, study: Study | None = None, field: str = "prompt"
+    handle: ModelHandle,
+    prompt: str,
+    max_tokens: int,
+    study: Study | None = None,
+    *,
+    thinking: int | None = None,
+    field: str = "prompt",
 ) -> Answered:
     """Ask a model that is ready: the pictures first, then the words, and the likeliest token at each step.
 
@@ -92,7 +104,7 @@ async def answered(
     began = perf_counter()
     try:
         message = Message("user", (*(labelled(study) if study else ()), prompt))
-        request = GenerationRequest((message,), max_tokens)
+        request = GenerationRequest((message,), max_tokens, thinking=thinking)
         refuse_unable(handle.name, handle.capabilities, request)
         result = await collect(handle.stream(request))
     except MedserveError as error:
@@ -103,7 +115,7 @@ async def answered(
         model=handle.name,
         max_tokens=max_tokens,
         finish_reason=result.finish,
-        flags=[*_noticed(result, study), *([Flag.DEMONSTRATION] if is_demonstration(facts) else [])],
+        flags=[*_noticed(result, study), *of_engine(facts)],
         concerns=[StudyConcern(name=one.value, meaning=one.meaning) for one in (study.concerns if study else ())],
         thinking=result.thinking,
         usage=_tokens(result),

@@ -10,7 +10,7 @@ from math import isfinite
 from typing import Annotated, Any, TypeVar
 
 from fastapi import Request
-from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, TypeAdapter, ValidationError
 from pydantic_core import from_json
 from starlette.exceptions import HTTPException
 
@@ -19,6 +19,7 @@ from medserve.errors import InvalidRequest
 from medserve.threads import in_thread
 
 M = TypeVar("M", bound=BaseModel)
+T = TypeVar("T")
 
 SCHEMAS = "#/components/schemas/{model}"
 REFUSED = frozenset(
@@ -89,6 +90,7 @@ def _finite(value: Any) -> Any:
 
 Words = Annotated[str, AfterValidator(printable)]
 JsonObject = Annotated[dict[str, Any], AfterValidator(_finite)]
+OBJECT: TypeAdapter[dict[str, Any]] = TypeAdapter(JsonObject)
 
 
 def kind_of(request: Request) -> str:
@@ -135,12 +137,20 @@ def _crowded(data: bytes) -> bool:
     return sum(islice(outside, MOST_VALUES + 1)) > MOST_VALUES
 
 
-def checked(model: type[M], fields: Mapping[str, str]) -> M:
-    """The texts of a form as a `model`; raises InvalidRequest that names the field."""
+def checked(model: type[M], fields: Mapping[str, Any], *, strict: bool = False) -> M:
+    """The texts of a form, or (`strict`) a JSON object, as a `model`; raises InvalidRequest that names the field."""
     try:
-        return model.model_validate(fields)
+        return model.model_validate(fields, strict=strict)
     except ValidationError as error:
         raise invalid(_findings(error), fields) from None
+
+
+def json_text(kind: TypeAdapter[T], text: str, field: str, what: str) -> T:
+    """The JSON in a text field of a form; raises InvalidRequest that says `what` the field must be."""
+    try:
+        return kind.validate_json(text)
+    except ValidationError:
+        raise InvalidRequest(f"{field} must be {what}", param=field) from None
 
 
 def request_body(content: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:

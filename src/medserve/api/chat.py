@@ -11,11 +11,10 @@ from fastapi.responses import JSONResponse
 from pydantic import Discriminator, Field, Tag
 from starlette.responses import Response
 
-from medserve.api import conversation
+from medserve.api import conversation, reasoning
 from medserve.api.access import ModelsOf, SettingsOf, held
 from medserve.api.bodies import Strict, Words, read_json
 from medserve.api.conversation import (
-    DEFAULT_MAX_TOKENS,
     Alternatives,
     Conversation,
     ImageUrlPart,
@@ -37,6 +36,7 @@ from medserve.api.openai import (
     input_details,
     logprob_entries,
 )
+from medserve.api.reasoning import Thoughtful, Wish
 from medserve.api.streaming import event_stream, while_connected
 from medserve.errors import InvalidRequest
 from medserve.generation import Chunk, GenerationRequest, Result, TokenLogprob, Usage
@@ -90,8 +90,11 @@ class StreamOptions(Strict):
     include_obfuscation: Literal[False] = False
 
 
-class ChatRequest(Sampled, WithoutEffect):
-    """The parameters of OpenAI's chat completions that are honoured here, and top_k, min_p, repetition_penalty."""
+class ChatRequest(Sampled, Thoughtful, WithoutEffect):
+    """The parameters of OpenAI's chat completions that are honoured here, and top_k, min_p, repetition_penalty.
+
+    How long to think is said as `reasoning_effort`, as `thinking` or as `chat_template_kwargs`, in one of them only.
+    """
 
     messages: Annotated[list[ChatMessage], Field(min_length=1)]
     model: ModelName | None = None
@@ -112,12 +115,13 @@ async def completions(request: Request, models: ModelsOf, settings: SettingsOf) 
     """Answer a conversation once or several times, whole or as server-sent events."""
     body = await read_json(request, ChatRequest)
     _check(body)
+    wish = body.wish()
     handle = models.get(body.model)
     handle.refuse_full()
     said = await while_connected(request, _said(body, settings))
-    asked = _asked(body, said)
+    asked = _asked(body, said, wish, handle)
     await while_connected(request, held(handle, settings))
-    answers = conversation.answers(handle, asked, NAMES, body.n or 1)
+    answers = conversation.answers(handle, asked, NAMES | reasoning.names(wish), body.n or 1)
     reply = Reply(handle)
     if body.stream:
         usage = bool(body.stream_options and body.stream_options.include_usage)
@@ -158,11 +162,13 @@ def _turn(message: ChatMessage, param: str) -> Turn:
     return Turn(message.role, tuple(parts))
 
 
-def _asked(body: ChatRequest, said: Conversation) -> GenerationRequest:
+def _asked(body: ChatRequest, said: Conversation, wish: Wish | None, handle: ModelHandle) -> GenerationRequest:
     """The request in our own words; raises InvalidRequest naming the field that cannot be served."""
+    length = reasoning.length(wish, body.max_completion_tokens or body.max_tokens, handle.spec)
     return GenerationRequest(
         messages=said.messages,
-        max_tokens=body.max_completion_tokens or body.max_tokens or DEFAULT_MAX_TOKENS,
+        max_tokens=length.max_tokens,
+        thinking=length.thinking,
         sampling=body.sampling(),
         stop=body.stops(),
         schema=_schema(body),

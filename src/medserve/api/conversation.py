@@ -29,6 +29,9 @@ SEEDS = 2**32 - 1
 Names = Mapping[str, str]
 """What a dialect calls the fields that the layers below name in their errors, where it calls them otherwise."""
 
+Temperature = Annotated[float, Field(ge=0, le=2, allow_inf_nan=False)]
+RepetitionPenalty = Annotated[float, Field(ge=0.1, le=10, allow_inf_nan=False)]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
 Probability = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 Penalty = Annotated[float, Field(ge=-2, le=2, allow_inf_nan=False)]
 Tokens = Annotated[int, Field(ge=1, le=MAX_OUTPUT_TOKENS)]
@@ -70,14 +73,14 @@ def written_as(value: object) -> str:
 class Sampled(Strict):
     """How the next token is drawn and where the answer ends; what is left out is greedy and without a stop."""
 
-    temperature: Annotated[float, Field(ge=0, le=2, allow_inf_nan=False)] | None = None
+    temperature: Temperature | None = None
     top_p: Probability | None = None
     top_k: Annotated[int, Field(ge=0)] | None = None
     min_p: Probability | None = None
-    repetition_penalty: Annotated[float, Field(ge=0.1, le=10, allow_inf_nan=False)] | None = None
+    repetition_penalty: RepetitionPenalty | None = None
     presence_penalty: Penalty | None = None
     frequency_penalty: Penalty | None = None
-    seed: Annotated[int, Field(ge=0, lt=2**32)] | None = None
+    seed: Seed | None = None
     stop: (
         Annotated[
             Annotated[Stop, Tag("words")] | Annotated[list[Stop], Field(max_length=16), Tag("parts")],
@@ -158,23 +161,19 @@ def _check_size(turns: Sequence[Turn], limits: Limits, param: str) -> None:
 class Shown:
     """Reads what a conversation shows, counts its pictures, and keeps what their files give cause for."""
 
-    def __init__(self, settings: Settings, param: str = "messages") -> None:
-        self.settings = settings
+    def __init__(self, settings: Settings, param: str) -> None:
+        self._settings = settings
         self.concerns: list[Concern] = []
         self._param = param
         self._pictures = 0
 
-    @property
-    def headers(self) -> dict[str, str]:
-        return concern_headers(self.concerns)
-
     async def parts(self, url: str, param: str) -> list[Part]:
         """A file as the model sees it; of several pictures each is followed by its label."""
-        study = (await studies.read_one(url, self.settings, Wanted(volume=False), param)).study
+        study = (await studies.read_one(url, self._settings, Wanted(volume=False), param)).study
         self._pictures += len(study.images)
-        if self._pictures > self.settings.limits.images:
+        if self._pictures > self._settings.limits.images:
             raise InvalidRequest(
-                f"{self._param} holds more than {self.settings.limits.images} pictures; send fewer slices",
+                f"{self._param} holds more than {self._settings.limits.images} pictures; send fewer slices",
                 param=self._param,
             )
         self.concerns += study.concerns
@@ -229,6 +228,13 @@ async def answers(
         raise told from None
 
 
+async def chunks(handle: ModelHandle, request: GenerationRequest, names: Names) -> AsyncGenerator[Chunk, None]:
+    """The pieces of the one answer to a question; errors name the dialect's fields."""
+    async with aclosing(answers(handle, request, names)) as pieces:
+        async for _, chunk in pieces:
+            yield chunk
+
+
 def refuse_unable(name: str, able: Capabilities, request: GenerationRequest) -> None:
     """Raise NotSupported for what no engine of these capabilities can honour, whatever the engine itself checks."""
     wanted = {
@@ -237,10 +243,25 @@ def refuse_unable(name: str, able: Capabilities, request: GenerationRequest) -> 
         "choices": bool(request.choices) and not able.choices,
         "top_logprobs": request.top_logprobs is not None and not able.logprobs,
         "prefix": bool(request.prefix) and not able.prefix,
+        "thinking": request.thinking is not None and not able.thinking,
     }
     for field, refused in wanted.items():
+        if refused and field == "images":
+            raise NotSupported(
+                f"{name} takes no images: {_blindness(able)}; send words alone or ask another model", param=field
+            )
         if refused:
             raise NotSupported(f"{name} cannot honour {field}; leave it out or ask another model", param=field)
+
+
+def _blindness(able: Capabilities) -> str:
+    """Why a model takes no images, as far as its facts tell."""
+    facts = dict(able.facts)
+    if facts.get("parity", "").startswith("failed"):
+        return "`medserve verify` found that its build does not answer as the reference does"
+    if probed := facts.get("probed_vision"):
+        return f"sight was probed at its server and is {probed}"
+    return "it has no vision part, which for a GGUF file is its mmproj file"
 
 
 def _numbered(request: GenerationRequest, index: int) -> GenerationRequest:
@@ -259,10 +280,12 @@ def renamed(error: MedserveError, names: Names) -> MedserveError:
 
 
 async def thought_tokens(handle: ModelHandle, result: Result) -> int | None:
-    """How many of an answer's tokens were thinking: all of them when nothing else was said, else counted anew.
+    """How many of an answer's tokens were thinking: as the engine tells, all when nothing else was said, else counted.
 
-    None where the engine cannot count.
+    None where the engine can do neither.
     """
+    if result.usage.thinking is not None:
+        return result.usage.thinking
     if not result.thinking:
         return 0
     if not result.text:

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel
+
 from medserve import references, workflows
 from medserve.api import later, studies
 from medserve.errors import InvalidRequest
@@ -13,8 +15,9 @@ from medserve.examination import calibrations_of, examine
 from medserve.generation import Sampling
 from medserve.imaging import encoded
 from medserve.imaging.intake import Wanted
+from medserve.jobs import Work
 from medserve.models import Models
-from medserve.reports import Report
+from medserve.reports import Report, Step
 from medserve.settings import Settings
 from medserve.threads import in_thread
 from medserve.workflow import Progress, Workflow, quiet
@@ -127,9 +130,24 @@ async def examined(
     return await later.patiently(ask)
 
 
-def as_result(report: Report) -> dict[str, Any]:
-    """A report as it is kept: as JSON, where what is no number is null."""
-    found: dict[str, Any] = json.loads(report.model_dump_json())
+async def worked(work: Work, kinds: Sequence[str], models: Models, settings: Settings) -> Report:
+    """The report on a job's study, whose files are of these `kinds`. Its steps are the job's progress.
+
+    Nobody knows before how many steps there will be.
+    """
+    done = 0
+
+    def told(name: str, step: Step | None) -> None:
+        nonlocal done
+        done += step is not None
+        work.note(done, 0, name)
+
+    return await examined(Chosen.of(work.order), Kept(work.files, tuple(kinds)), models, settings, progress=told)
+
+
+def as_result(brought: BaseModel) -> dict[str, Any]:
+    """What a job brought as it is kept: as JSON, where what is no number is null."""
+    found: dict[str, Any] = json.loads(brought.model_dump_json())
     return found
 
 

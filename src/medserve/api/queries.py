@@ -6,10 +6,23 @@ from typing import Annotated, Any, Literal
 from pydantic import ConfigDict, Discriminator, Field, Tag, model_validator
 
 from medserve.api.bodies import Strict, Words
-from medserve.api.conversation import ImageUrlPart, Picture, Probability, TextPart, Tokens, Turn, written_as
+from medserve.api.conversation import (
+    ImageUrlPart,
+    Picture,
+    Probability,
+    RepetitionPenalty,
+    Seed,
+    Temperature,
+    TextPart,
+    Tokens,
+    Turn,
+    written_as,
+)
+from medserve.api.reasoning import Length, Thinking, in_tokens, length
 from medserve.engines import Capabilities
 from medserve.errors import InvalidRequest
 from medserve.generation import MAX_OUTPUT_TOKENS, Sampling
+from medserve.settings import ModelSpec
 
 DEFAULT_NEW_TOKENS = 200
 """The dialect's own; its callers count on short answers."""
@@ -92,11 +105,12 @@ class Query(Strict):
     ] = None
     max_new_tokens: Tokens = DEFAULT_NEW_TOKENS
     do_sample: Annotated[bool, Field(description="false takes the likeliest token each time")] = False
-    temperature: Annotated[float, Field(ge=0, le=2, allow_inf_nan=False)] | None = None
+    temperature: Temperature | None = None
     top_p: Probability | None = None
     top_k: Annotated[int, Field(ge=0, le=1_000_000, description="0 keeps every token")] | None = None
-    repetition_penalty: Annotated[float, Field(ge=0.1, le=10, allow_inf_nan=False)] | None = None
-    seed: Annotated[int, Field(ge=0, lt=2**32)] | None = None
+    repetition_penalty: RepetitionPenalty | None = None
+    seed: Seed | None = None
+    thinking: Thinking | None = None
 
     @property
     def turns(self) -> tuple[Turn, ...]:
@@ -124,6 +138,19 @@ class Query(Strict):
         """Refuse what contradicts itself or says nothing, with the field that is to be changed."""
         self._check_form()
         self.sampling()
+        if self.thinking and self._named and self.thinking >= self._named:
+            raise InvalidRequest(
+                f"thinking must be less than max_new_tokens, which it is a part of and here is {self._named}",
+                param="thinking",
+            )
+
+    def length(self, spec: ModelSpec) -> Length:
+        """The longest answer; what is thought comes on top of the usual length, and counts into another."""
+        return length(in_tokens(self.thinking), self._named, spec, DEFAULT_NEW_TOKENS)
+
+    @property
+    def _named(self) -> int | None:
+        return self.max_new_tokens if "max_new_tokens" in self.model_fields_set else None
 
     def _check_form(self) -> None:
         if self.messages is not None:
@@ -181,7 +208,7 @@ def _part(part: Part, param: str) -> str | Picture:
             return Picture(part.image_url.url, f"{param}.image_url.url")
 
 
-def effective(max_tokens: int, sampling: Sampling) -> dict[str, Any]:
+def effective(max_tokens: int, sampling: Sampling, thinking: int | None = None) -> dict[str, Any]:
     """The parameters as the model is really asked with them; sent back, they ask for the same."""
     used: dict[str, Any] = {
         "max_new_tokens": max_tokens,
@@ -191,7 +218,8 @@ def effective(max_tokens: int, sampling: Sampling) -> dict[str, Any]:
         "top_k": sampling.top_k,
         "repetition_penalty": sampling.repetition_penalty,
     }
-    return used if sampling.seed is None else used | {"seed": sampling.seed}
+    chosen = {"seed": sampling.seed, "thinking": thinking}
+    return used | {name: value for name, value in chosen.items() if value is not None}
 
 
 class UnseenSaid(Said):
@@ -211,9 +239,14 @@ class UnseenQuery(Query):
 
 
 def schema(able: Capabilities, *, sees: bool) -> dict[str, Any]:
-    """The JSON Schema of what this model can be asked; without sight no field for a picture is in it."""
+    """The JSON Schema of what this model can be asked; without sight no field for a picture is in it.
+
+    Nor is the one for thinking where the engine cannot be told how long to think.
+    """
     described = (Query if sees else UnseenQuery).model_json_schema()
     described["properties"]["max_new_tokens"]["maximum"] = min(MAX_OUTPUT_TOKENS, able.context)
+    if not able.thinking:
+        del described["properties"]["thinking"]
     return described
 
 

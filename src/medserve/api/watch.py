@@ -51,7 +51,7 @@ class _Request:
 
     async def served_by(self, app: ASGIApp) -> None:
         began = perf_counter()
-        method = self._scope["method"] if self._scope["method"] in metrics.METHODS else metrics.OTHER_METHOD
+        method = metrics.method_of(self._scope["method"])
         tally = metrics.TALLY.set(self._tally)
         metrics.REQUESTS_OPEN.inc()
         caller = next((value for name, value in self._scope["headers"] if name == TRACEPARENT), b"")

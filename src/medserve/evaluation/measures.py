@@ -166,7 +166,10 @@ def reliability(confidences: Sequence[float], rights: Sequence[bool]) -> tuple[B
 def calibration_error(bins: Sequence[Bin]) -> float:
     """The mean difference between confidence and truth over the bins, each counting by its cases."""
     total = sum(one.n for one in bins)
-    return sum(one.n * abs(one.confidence - one.right) for one in bins if one.confidence is not None and one.right is not None) / total  # fmt: skip  # noqa: E501
+    filled = (
+        (one.n, one.confidence, one.right) for one in bins if one.confidence is not None and one.right is not None
+    )
+    return sum(n * abs(confidence - right) for n, confidence, right in filled) / total
 
 
 def coverage(confidences: Sequence[float], rights: Sequence[bool], n: int) -> tuple[Covered, ...]:

@@ -10,7 +10,7 @@ from medserve.errors import MedserveError
 from medserve.evaluation.labels import OTHER, Case
 from medserve.flags import Flag
 from medserve.generation import LabelScores
-from medserve.reports import NEAR, Finding, Record, Report, Step, lacking
+from medserve.reports import NEAR, Finding, Record, Report, Step, in_words, lacking
 
 
 class Status(StrEnum):
@@ -27,6 +27,8 @@ class Status(StrEnum):
     """The model or its engine failed on it."""
 
 
+OF_THE_MODEL = frozenset({Flag.DEMONSTRATION, Flag.UNVERIFIED})
+"""Flags that every report of a model has, whatever the study is."""
 WITHHELD = tuple(status for status in Status if status is not Status.ANSWERED)
 
 
@@ -94,7 +96,7 @@ def of_report(report: Report, case: Case, finding: str = "") -> Outcome:
         own=fit.before if fit else shares,
         logprobs=step.label_logprobs if step else None,
         step=step.name if step else None,
-        flags=tuple(flag for flag in report.flags if flag is not Flag.DEMONSTRATION),
+        flags=tuple(flag for flag in report.flags if flag not in OF_THE_MODEL),
         findings={one.name: _words(one.value) or lacking(one) for one in report.conclusion.findings},
         seconds=report.seconds,
         controls=() if finding else _controls(report),
@@ -132,13 +134,9 @@ def _status(report: Report, answer: str | None, step: Step | None) -> Status:
     return Status.INDETERMINATE if read or Flag.INDETERMINATE in asked else Status.UNREADABLE
 
 
-def _words(value: object) -> str | None:
+def _words(value: str | float | bool | tuple[str, ...] | None) -> str | None:
     """A finding's value as a table states it."""
-    if value is None:
-        return None
-    if isinstance(value, tuple):
-        return ", ".join(map(str, value)) or "none"
-    return {True: "yes", False: "no"}[value] if isinstance(value, bool) else str(value)
+    return None if value is None else in_words(value)
 
 
 def _asked(report: Report, judged: Finding | None) -> Step | None:

@@ -4,20 +4,18 @@ import csv
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
 from hashlib import sha256
 from io import StringIO
 from pathlib import Path
 from textwrap import fill
-
-from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 
 from medserve.errors import InvalidRequest
 from medserve.evaluation.fitting import Fitted
 from medserve.evaluation.labels import IDENTITY, Labelled
 from medserve.evaluation.measures import BINS, Bin, Estimate, Proper, Share
 from medserve.evaluation.result import Evaluation
-from medserve.reports import LINE
+from medserve.layout import environment
+from medserve.reports import LINE, aligned
 
 MOST_ANSWERS = 8
 """Different answers to one question that a page tells; JSON has all."""
@@ -40,7 +38,7 @@ def as_text(found: Evaluation) -> str:
     title = _title(found)
     parts = [f"{title}\n{'=' * len(title)}"]
     for section in sections(found):
-        table = [_columns(section.columns, section.rows)] if section.columns else []
+        table = aligned(section.columns, *section.rows) if section.columns else []
         words = (fill(line, LINE, initial_indent="  ", subsequent_indent="    ") for line in section.words)
         parts.append("\n".join([section.title, *words, *table]))
     return "\n\n".join([*parts, fill(found.notice, LINE)])
@@ -49,12 +47,16 @@ def as_text(found: Evaluation) -> str:
 def as_html(found: Evaluation) -> str:
     """One page with its drawings, which loads nothing and runs nothing."""
     shown = found.fitted.after if found.fitted else found.probabilities
-    return _template().render(
-        title=_title(found),
-        sections=list(sections(found)),
-        notice=found.notice,
-        reliability=_points(shown.bins) if shown else [],
-        coverage=[(row.coverage.share or 0.0, row.accuracy.share) for row in found.coverage],
+    return (
+        environment("medserve.evaluation")
+        .get_template("evaluation.html")
+        .render(
+            title=_title(found),
+            sections=list(sections(found)),
+            notice=found.notice,
+            reliability=_points(shown.bins) if shown else [],
+            coverage=[(row.coverage.share or 0.0, row.accuracy.share) for row in found.coverage],
+        )
     )
 
 
@@ -263,7 +265,7 @@ def _share(one: Share) -> str:
 
 
 def _split(one: Share) -> tuple[str, str]:
-    return f"{one.count}/{one.n}", "-" if one.share is None else f"{one.share:.3f} [{one.low:.3f}, {one.high:.3f}]"
+    return f"{one.count}/{one.n}", _short(one)
 
 
 def _short(one: Share) -> str:
@@ -282,26 +284,6 @@ def _points(bins: Sequence[Bin]) -> list[tuple[float, float, int]]:
     return [(one.confidence, one.right, one.n) for one in bins if one.confidence is not None and one.right is not None]
 
 
-def _columns(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [head, *rows]
-    widths = [max(len(cell) for cell in column) for column in zip(*lines, strict=True)]
-    return "\n".join(
-        "  " + "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines
-    )
-
-
 def _cell(value: object) -> object:
     """A text as a spreadsheet may open it: what looks like a formula begins with an apostrophe."""
     return f"'{value}" if isinstance(value, str) and value.startswith(CAREFUL) else value
-
-
-@cache
-def _template() -> Template:
-    environment = Environment(
-        loader=PackageLoader("medserve.evaluation"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return environment.get_template("evaluation.html")

@@ -124,7 +124,7 @@ class Evaluation(Record):
     fitted: Fitted | None = None
     unfitted: str | None = Field(None, description="why no calibration could be fitted that was asked for")
     coverage: tuple[Covered, ...] = ()
-    clean: Share = Field(description="reports without any flag but that of the demonstration model")
+    clean: Share = Field(description="reports without any flag but those of the model itself")
     flags: dict[str, Share]
     answers: dict[str, dict[str, int]] = Field(description="how often each answer was given, of label and findings")
     stuck: tuple[str, ...] = Field((), description="what was answered alike for every study")

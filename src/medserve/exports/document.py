@@ -21,7 +21,18 @@ from medserve.errors import ImageError
 from medserve.exports import Original
 from medserve.images import Image, Study
 from medserve.imaging import intake
-from medserve.reports import UNITS, Box, Control, Domain, Finding, QuotedTable, Report, calibrated_how, lacking
+from medserve.reports import (
+    UNITS,
+    Box,
+    Control,
+    Domain,
+    Finding,
+    QuotedTable,
+    Report,
+    calibrated_how,
+    in_words,
+    lacking,
+)
 from medserve.settings import Limits
 from medserve.threads import in_thread
 
@@ -140,13 +151,9 @@ def clean(text: object) -> str:
     )
 
 
-def said(value: object) -> str:
+def said(value: str | float | bool | tuple[str, ...]) -> str:
     """A finding's value in words."""
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, tuple):
-        return clean(", ".join(value)) or "none"
-    return clean(value)
+    return clean(in_words(value))
 
 
 def with_unit(finding: Finding) -> str:
@@ -256,9 +263,8 @@ def _places(boxes: Sequence[Box]) -> list[Block]:
         )
         for box in boxes
     )
-    return [Grid("In pixels of the picture as given", ("Label", "Picture", "Rows", "Columns", "Source"), rows)] * bool(
-        rows
-    )
+    columns = ("Label", "Picture", "Rows", "Columns", "Source")
+    return [Grid("In pixels of the picture as given", columns, rows)] if rows else []
 
 
 def _figures(report: Report, drawn: Sequence[Image | None]) -> list[Block]:

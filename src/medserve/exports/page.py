@@ -6,10 +6,11 @@ The model's words are escaped by the template, and the page forbids scripts, con
 import base64
 from functools import cache
 
-from jinja2 import Environment, PackageLoader, StrictUndefined, Template
+from jinja2 import Template
 
 from medserve.exports import Format, Original
 from medserve.exports.document import Document, Grid, Shown, Words, illustrated
+from medserve.layout import environment
 from medserve.reports import Report
 
 
@@ -20,25 +21,19 @@ async def write(report: Report, original: Original) -> bytes:
 
 def as_html(made: Document) -> str:
     """The document as a page."""
-    return _template().render(document=made) + "\n"
+    return _template().render(title=made.title, notice=made.notice, document=made) + "\n"
 
 
 @cache
 def _template() -> Template:
-    environment = Environment(
-        loader=PackageLoader("medserve.exports"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["inline"] = _inline
-    environment.tests |= {
+    pages = environment("medserve.exports")
+    pages.filters["inline"] = _inline
+    pages.tests |= {
         "words": lambda block: isinstance(block, Words),
         "grid": lambda block: isinstance(block, Grid),
         "shown": lambda block: isinstance(block, Shown),
     }
-    return environment.get_template("page.html")
+    return pages.get_template("page.html")
 
 
 def _inline(png: bytes) -> str:

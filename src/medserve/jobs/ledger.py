@@ -14,7 +14,7 @@ from uuid import uuid4
 from sqlalchemy import ColumnElement, Row, Update, and_, case, delete, func, insert, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from medserve.database import Database, job_items, jobs, now
+from medserve.database import Database, job_items, jobs, newest_first, now
 from medserve.errors import JobsFull, UnknownJob
 from medserve.jobs.record import ENDED, Failure, Job, JobState, as_json, is_id
 
@@ -113,12 +113,9 @@ class Ledger:
         if kind is not None:
             query = query.where(jobs.c.kind == kind)
         async with self._database.reading() as connection:
-            if after is not None:
-                last = await _found(connection, after, owner, "after")
-                query = query.where(
-                    or_(jobs.c.created < last.created, and_(jobs.c.created == last.created, jobs.c.id < last.id))
-                )
-            rows = await connection.execute(query.order_by(jobs.c.created.desc(), jobs.c.id.desc()).limit(limit))
+            last = None if after is None else await _found(connection, after, owner, "after")
+            behind = None if last is None else (last.created, last.id)
+            rows = await connection.execute(newest_first(query, jobs, limit, behind))
             return [Job.of(row) for row in rows.mappings()]
 
     async def cancel(self, identifier: str, owner: str) -> Job:
@@ -259,11 +256,9 @@ class Ledger:
             ended = await connection.execute(self._ending(state, error).values(result=result).where(mine))
             return ended.rowcount > 0
 
-    async def give_back(self, gateway: str, claims: Collection[str] | None = None) -> None:
+    async def give_back(self, gateway: str) -> None:
         """Put jobs of a gateway that stops in order back in the queue; that attempt does not count."""
         held = and_(jobs.c.gateway == gateway, jobs.c.state == JobState.RUNNING)
-        if claims is not None:
-            held = and_(held, jobs.c.claim.in_(claims))
         fewer = case((jobs.c.attempts > 0, jobs.c.attempts - 1), else_=0)
         async with self._database.begin() as connection:
             await connection.execute(self._ending(JobState.CANCELLED).where(held, jobs.c.cancelling))

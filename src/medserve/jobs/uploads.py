@@ -7,9 +7,9 @@ from time import time
 from typing import Any
 from uuid import uuid4
 
-from sqlalchemy import and_, delete, insert, or_, select
+from sqlalchemy import delete, insert, select
 
-from medserve.database import Database, files
+from medserve.database import Database, files, newest_first
 from medserve.errors import InvalidRequest, UnknownFile
 from medserve.jobs.vault import Vault
 from medserve.jobs.work import shielded
@@ -79,12 +79,10 @@ class Uploads:
     async def listed(self, owner: str, limit: int, after: str | None) -> list[Upload]:
         """The owner's files, newest first; `after` goes on behind that file, or raises UnknownFile."""
         query = select(files).where(files.c.owner == owner, files.c.expires > time())
-        if after is not None:
-            last = await self._row(after, owner, "after")
-            same = and_(files.c.created == last["created"], files.c.id < last["id"])
-            query = query.where(or_(files.c.created < last["created"], same))
+        last = None if after is None else await self._row(after, owner, "after")
+        behind = None if last is None else (last["created"], last["id"])
         async with self._database.reading() as connection:
-            rows = await connection.execute(query.order_by(files.c.created.desc(), files.c.id.desc()).limit(limit))
+            rows = await connection.execute(newest_first(query, files, limit, behind))
             return [_upload(row) for row in rows.mappings()]
 
     async def delete(self, identifier: str, owner: str) -> None:

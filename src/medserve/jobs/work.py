@@ -1,10 +1,8 @@
 """What whoever works on a job is handed: the order, its files, and the way to say how far it has come."""
 
 import asyncio
-import json
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
-from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -45,13 +43,11 @@ class Work:
         """Whether the job fails if the service ends once more before an item is done."""
         return self.job.attempts >= ATTEMPTS
 
-    async def progress(self, done: int, total: int, step: str = "") -> None:
-        """Say how far it has come; `total` is 0 where nobody knows. Returned once everyone can see it."""
-        self.note(done, total, step)
-        await self.settled()
-
     def note(self, done: int, total: int, step: str = "") -> None:
-        """`progress` for where nothing can be waited for; of several in a hurry only the last is told."""
+        """Say how far it has come, without waiting; `total` is 0 where nobody knows. Of several only the last is told.
+
+        `settled` waits until everyone can see it.
+        """
         self._latest = (done, total, step)
         if self._telling is None or self._telling.done():
             self._telling = asyncio.create_task(self._tell())
@@ -68,13 +64,6 @@ class Work:
         """
         await _insisted(lambda: self._ledger.item(self.job.id, self._claim, place, result, failed=failed))
 
-    async def items(self) -> dict[int, Mapping[str, Any]]:
-        """The results of all items that are done."""
-        found: dict[int, Mapping[str, Any]] = {}
-        while page := await _insisted(partial(self._ledger.items, self.job.id, after=max(found, default=-1))):
-            found |= {place: json.loads(result) for place, result in page}
-        return found
-
     async def places(self) -> set[int]:
         """Which items are done."""
         return await _insisted(lambda: self._ledger.places(self.job.id))
@@ -87,7 +76,7 @@ class Work:
 
 
 Runner = Callable[[Work, Models, Settings], Awaitable[Mapping[str, Any]]]
-"""Does one kind of job. It may be cancelled at any time, and begun again from the start with what `items` holds.
+"""Does one kind of job. It may be cancelled at any time, and begun again from the start with what `places` names.
 
 What it raises as a MedserveError becomes the job's error.
 """

@@ -7,7 +7,6 @@ where the report has no finding that may be told, there is no text but an error 
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict
 from typing import Literal
 
 from pydantic import Field
@@ -21,8 +20,9 @@ from medserve.generation import GREEDY, GenerationRequest, Message, Result, coll
 from medserve.leaflets.readability import Readability, measured
 from medserve.leaflets.support import CLASS, Fault, doubt
 from medserve.readers import Reading, plain
-from medserve.reports import PLACE, Finding, Record, Report, Step, TokenCounts, is_demonstration, lacking, notice_for
+from medserve.reports import PLACE, Finding, Record, Report, Step, is_demonstration, lacking, notice_for
 from medserve.text import sentences
+from medserve.workflow import counts
 
 LEVEL = 6
 """The reading level where none is asked for: what health services commonly recommend for patients."""
@@ -165,7 +165,8 @@ def prompt_for(finding: Finding, level: int) -> str:
 
 async def _asked(engine: Engine, finding: Finding, level: int) -> tuple[Step, Reading[str]]:
     prompt = prompt_for(finding, level)
-    request = GenerationRequest((Message("user", (prompt,)),), MOST_TOKENS, GREEDY)
+    thinking = 0 if engine.capabilities.thinking else None
+    request = GenerationRequest((Message("user", (prompt,)),), MOST_TOKENS, GREEDY, thinking=thinking)
     result = await collect(engine.stream(request))
     reading = plain().read(result.text)
     return _step(finding, prompt, result, reading), reading
@@ -181,7 +182,7 @@ def _step(finding: Finding, prompt: str, result: Result, reading: Reading[str]) 
         finish=result.finish,
         value=reading.value,
         flags=reading.flags,
-        tokens=TokenCounts(**asdict(result.usage)),
+        tokens=counts(result.usage),
         prompt_seconds=result.timings.prompt,
         completion_seconds=result.timings.completion,
     )

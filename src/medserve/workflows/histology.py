@@ -11,7 +11,7 @@ answers by a rule that the report states. The rule's numbers are the caller's; n
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from pydantic import Field, JsonValue
 
@@ -105,16 +105,13 @@ async def run(study: Study, consult: Consult, options: HistologyOptions) -> Conc
 
 async def screened(consult: Consult, patch: int | None = None, *, explained: bool = True) -> Screening:
     """The questions about the study's patch in this place, or about its only picture."""
-    tissue, changes, explanation = (_about(asked, patch) for asked in (TISSUE, MALIGNANT, EXPLANATION))
+    tissue, changes, explanation = (
+        asked if patch is None else asked.of_picture(patch, f"Patch {patch + 1}: ")
+        for asked in (TISSUE, MALIGNANT, EXPLANATION)
+    )
     (seen,) = await consult.ask_all([tissue])
     further = [changes, explanation] if explained else [changes]
     return Screening(seen, *(await consult.ask_all(further) if seen.decided == "yes" else ()))
-
-
-def _about(asked: Question[str], patch: int | None) -> Question[str]:
-    if patch is None:
-        return asked
-    return replace(asked, step=f"Patch {patch + 1}: {asked.step}", kind=asked.step, pictures=(patch,))
 
 
 def concluded(found: Screening) -> Conclusion:

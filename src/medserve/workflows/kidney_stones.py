@@ -11,7 +11,7 @@ in the patient, so it is right however the scan lies.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from math import ceil, floor
 
 import numpy as np
@@ -160,18 +160,14 @@ async def run(study: Study, consult: Consult, options: StoneOptions) -> Conclusi
     seen: list[Answer[str]] = []
     pointed: list[Pointed] = []
     for place in range(len(study.images)):
-        (answer,) = await consult.ask_all([_about(study, place, STONE)])
+        named = _name(study, place)
+        (answer,) = await consult.ask_all([STONE.of_picture(place, named)])
         seen.append(answer)
         if answer.value == "yes":
-            asked = [_about(study, place, question) for question in (SIDE, PLACE, WIDENED)]
+            asked = [question.of_picture(place, named) for question in (SIDE, PLACE, WIDENED)]
             pointed.append(Pointed(place, *await consult.ask_all(asked)))
     compared = await in_thread(measured, study, pointed, options)
     return await in_thread(concluded, study, seen, pointed, compared)
-
-
-def _about(study: Study, place: int, asked: Question[str]) -> Question[str]:
-    """The question about one picture of the study."""
-    return replace(asked, step=f"{_name(study, place)}{asked.step}", kind=asked.step, pictures=(place,))
 
 
 def _name(study: Study, place: int) -> str:

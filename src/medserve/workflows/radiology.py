@@ -5,7 +5,7 @@ does not, or that breaks off, what fits is given, and every place where somethin
 no confidence unless the schema asks for one, and then it is the model's own word.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from copy import deepcopy
 from json import dumps
@@ -20,7 +20,7 @@ from medserve.errors import InvalidRequest
 from medserve.flags import Flag
 from medserve.images import Modality, Study
 from medserve.readers import json_of, plain
-from medserve.recovery import recover
+from medserve.recovery import pointer, recover
 from medserve.reports import Conclusion
 from medserve.settings import settings
 from medserve.workflow import Answer, Consult, Domain, Options, Question, Workflow, once
@@ -136,7 +136,7 @@ def fitted(schema: schemas.Schema, data: Any) -> tuple[Any, tuple[str, ...]]:
     if data is None:
         return None, ("",)
     kept, unfit = deepcopy(data), dict[str, None]()
-    while wrong := [error for error in _errors(schema, kept) if _pointer(error.absolute_path) not in unfit]:
+    while wrong := [error for error in _errors(schema, kept) if pointer(error.absolute_path) not in unfit]:
         for error in wrong:
             if not error.absolute_path and not _extra(error):
                 return None, ("",)
@@ -146,7 +146,7 @@ def fitted(schema: schemas.Schema, data: Any) -> tuple[Any, tuple[str, ...]]:
                     instance.pop(name, None)
             else:
                 _clear(kept, list(error.absolute_path))
-                unfit[_pointer(error.absolute_path)] = None
+                unfit[pointer(error.absolute_path)] = None
     return kept, tuple(dict.fromkeys((*absent(schema, kept), *unfit)))
 
 
@@ -156,7 +156,7 @@ def absent(schema: Mapping[str, Any], data: Any) -> Iterator[str]:
     for error in Draft202012Validator(schema, registry=Registry()).iter_errors(data):
         if error.validator == "required":
             for name in error.validator_value:
-                place = _pointer((*error.absolute_path, name))
+                place = pointer((*error.absolute_path, name))
                 if name not in error.instance and place not in seen:
                     seen.add(place)
                     yield place
@@ -183,10 +183,6 @@ def _clear(data: Any, path: list[str | int]) -> None:
         if data is None:
             return
     data[path[-1]] = None
-
-
-def _pointer(path: Iterable[str | int]) -> str:
-    return "".join(f"/{str(part).replace('~', '~0').replace('/', '~1')}" for part in path)
 
 
 workflow = Workflow(

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Request
-from pydantic import BaseModel, Field, TypeAdapter, ValidationError, model_validator
+from pydantic import BaseModel, Field, TypeAdapter, model_validator
 from starlette.exceptions import HTTPException
 from starlette.responses import StreamingResponse
 
@@ -16,9 +16,20 @@ from medserve import references
 from medserve.api import batching, kept, lines, studies
 from medserve.api.access import CallerOf, JobsOf, ModelsOf, SettingsOf
 from medserve.api.batching import KIND
-from medserve.api.bodies import JsonObject, Strict, checked, kind_of, read_json, request_body, schema_of
+from medserve.api.bodies import (
+    OBJECT,
+    JsonObject,
+    Strict,
+    checked,
+    json_text,
+    kind_of,
+    read_json,
+    request_body,
+    schema_of,
+)
+from medserve.api.conversation import ModelName, Seed, Temperature
 from medserve.api.errors import LOOK_ERRORS, WORK_ERRORS, documented
-from medserve.api.lists import After, Page
+from medserve.api.lists import After, Entry, Listed, Page
 from medserve.api.openai import Metadata
 from medserve.errors import InvalidRequest
 from medserve.jobs import Job, Jobs, JobState, Runner
@@ -52,9 +63,9 @@ class Choice(Strict):
     """
 
     workflow: Annotated[str, Field(min_length=1, max_length=100)]
-    model: Annotated[str, Field(min_length=1, max_length=200)] | None = None
-    temperature: Annotated[float, Field(ge=0, le=2, allow_inf_nan=False)] = 0.0
-    seed: Annotated[int, Field(ge=0, lt=2**32)] | None = None
+    model: ModelName | None = None
+    temperature: Temperature = 0.0
+    seed: Seed | None = None
     parallel: Annotated[int, Field(ge=1, le=MOST_PARALLEL)] = 1
 
 
@@ -92,7 +103,6 @@ class _Loose(BaseModel):
         return value if isinstance(value, dict) else {}
 
 
-_OPTIONS = TypeAdapter(JsonObject)
 _METADATA = TypeAdapter(Metadata)
 _NAMES = TypeAdapter(list[lines.CustomId])
 
@@ -124,18 +134,18 @@ class BatchErrors(BaseModel):
     data: list[BatchError]
 
 
-class Batch(BaseModel):
+Status = Literal["validating", "failed", "in_progress", "completed", "cancelling", "cancelled"]
+
+
+class Batch(Entry):
     """A batch as OpenAI tells of one; times are whole Unix seconds. `id` is a job's: /v1/jobs knows it as well."""
 
-    id: str
     object: str = "batch"
     endpoint: str
     errors: BatchErrors | None
     input_file_id: str = Field(description="empty where the items came with the order")
     completion_window: str = "24h"
-    status: Literal["validating", "failed", "in_progress", "completed", "cancelling", "cancelled"] = Field(
-        description="validating: it waits for its turn"
-    )
+    status: Status = Field(description="validating: it waits for its turn")
     output_file_id: str | None
     error_file_id: str | None
     created_at: int
@@ -173,9 +183,6 @@ class Batch(BaseModel):
         )
 
 
-Status = Literal["validating", "failed", "in_progress", "completed", "cancelling", "cancelled"]
-
-
 def _status(job: Job) -> Status:
     if job.cancelling:
         return "cancelling"
@@ -189,14 +196,8 @@ def _status(job: Job) -> Status:
     return told[job.state]
 
 
-class BatchList(BaseModel):
+class BatchList(Listed[Batch]):
     """The caller's batches, newest first."""
-
-    object: str = "list"
-    data: list[Batch]
-    first_id: str | None
-    last_id: str | None
-    has_more: bool
 
 
 # --- the routes ----------------------------------------------------------------------------------------------------
@@ -235,8 +236,7 @@ async def list_batches(jobs: JobsOf, caller: CallerOf, limit: Page = 20, after: 
     found = await jobs.listed(caller.id, limit=limit + 1, kind=KIND, after=after)
     failed = await jobs.failed_items([job.id for job in found])
     shown = [Batch.of(job, failed[job.id]) for job in found[:limit]]
-    ends = (shown[0].id, shown[-1].id) if shown else (None, None)
-    return BatchList(data=shown, first_id=ends[0], last_id=ends[1], has_more=len(found) > limit)
+    return BatchList.of(shown, more=len(found) > limit)
 
 
 @router.get("/v1/batches/{id}", responses=ERRORS)
@@ -271,10 +271,7 @@ async def _told(job: Job, jobs: Jobs) -> Batch:
 
 
 async def _names_file(request: Request) -> bool:
-    try:
-        loose = _Loose.model_validate_json(await request.body())
-    except ValidationError:
-        return False
+    loose = await read_json(request, _Loose)
     return loose.input_file_id is not None or loose.endpoint is not None
 
 
@@ -301,25 +298,19 @@ async def _of_form(request: Request, models: Models, settings: Settings, jobs: J
         order = checked(BatchForm, texts)
         if not files:
             raise InvalidRequest("no file was sent; send each study as a file named images", param="images")
-        chosen = _chosen(order, _parsed(_OPTIONS, order.options, "options", "a JSON object")).check(models, settings)
-        given = _parsed(_NAMES, order.custom_ids, "custom_ids", "a JSON list of texts")
+        options = json_text(OBJECT, order.options, "options", "a JSON object")
+        chosen = _chosen(order, options).check(models, settings)
+        given = json_text(_NAMES, order.custom_ids, "custom_ids", "a JSON list of texts")
         if given and len(given) != len(files):
             raise InvalidRequest("custom_ids must name each file, in their order", param="custom_ids")
         names = _names(given or [None] * len(files), settings)
-        metadata = _parsed(_METADATA, order.metadata, "metadata", "a JSON object of texts") or None
+        metadata = json_text(_METADATA, order.metadata, "metadata", "a JSON object of texts") or None
         items = [kept.Kept((file,), ("file",)) for file in files]
         return await _submitted(order, chosen, metadata, names, items, jobs, caller)
 
 
 def _chosen(order: Choice, options: Mapping[str, Any]) -> kept.Chosen:
     return kept.Chosen(order.workflow, order.model or "", options, order.temperature, order.seed)
-
-
-def _parsed(adapter: TypeAdapter[Any], text: str, field: str, what: str) -> Any:
-    try:
-        return adapter.validate_json(text)
-    except ValidationError:
-        raise InvalidRequest(f"{field} must be {what}", param=field) from None
 
 
 def _names(given: Sequence[str | None], settings: Settings) -> list[str]:

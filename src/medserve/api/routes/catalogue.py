@@ -3,7 +3,6 @@
 The shapes are those of the dermoscopy review page; what could not be read is null there, and never a benign class.
 """
 
-import json
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
@@ -26,7 +25,7 @@ from medserve.imaging import intake
 from medserve.jobs import Failure, Job, Jobs, JobState, Runner, Work
 from medserve.keys import Caller
 from medserve.models import ModelHandle, Models
-from medserve.reports import Report, Step, as_text
+from medserve.reports import Report, as_text
 from medserve.settings import Settings
 from medserve.threads import in_thread
 
@@ -255,18 +254,9 @@ def _spoken(value: object) -> str | None:
 
 async def _work(work: Work, models: Models, settings: Settings) -> Mapping[str, Any]:
     """The runner: it waits for the model as long as it takes, and tells which question is being asked."""
-    done = 0
-
-    def told(name: str, step: Step | None) -> None:
-        nonlocal done
-        done += step is not None
-        work.note(done, 0, name)
-
-    picture = kept.Kept(work.files, ("file",))
-    report = await kept.examined(kept.Chosen.of(work.order), picture, models, settings, progress=told)
+    report = await kept.worked(work, ["file"], models, settings)
     known = (await in_thread(_catalogue(settings).labels)).of(work.order["filename"])
-    found: dict[str, Any] = json.loads(adjudication(report, known).model_dump_json())
-    return found
+    return kept.as_result(adjudication(report, known))
 
 
 RUNNERS: Mapping[str, Runner] = {KIND: _work}

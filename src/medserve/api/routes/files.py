@@ -3,14 +3,14 @@
 from typing import Annotated, Literal
 
 from fastapi import APIRouter, Request
-from pydantic import BaseModel, Field
+from pydantic import Field
 from starlette.responses import FileResponse, Response, StreamingResponse
 
 from medserve.api import batching, lines, studies
 from medserve.api.access import CallerOf, JobsOf, SettingsOf
 from medserve.api.bodies import Strict, checked, request_body
 from medserve.api.errors import LOOK_ERRORS, WORK_ERRORS, documented
-from medserve.api.lists import After, Deleted, Page
+from medserve.api.lists import After, Deleted, Entry, Listed, Page
 from medserve.errors import InvalidRequest, UnknownFile, UnknownJob
 from medserve.jobs import Job, Jobs, Upload
 
@@ -33,10 +33,9 @@ class Uploaded(Strict):
 _FIELDS = tuple(field.alias or name for name, field in Uploaded.model_fields.items())
 
 
-class FileInfo(BaseModel):
+class FileInfo(Entry):
     """A file. Its own name is not kept: it may be a person's."""
 
-    id: str
     object: str = "file"
     bytes: int
     created_at: int
@@ -57,14 +56,8 @@ class FileInfo(BaseModel):
         )
 
 
-class FileList(BaseModel):
+class FileList(Listed[FileInfo]):
     """The caller's uploaded files, newest first."""
-
-    object: str = "list"
-    data: list[FileInfo]
-    first_id: str | None
-    last_id: str | None
-    has_more: bool
 
 
 @router.post(
@@ -88,9 +81,7 @@ async def upload_file(request: Request, settings: SettingsOf, jobs: JobsOf, call
 async def list_files(jobs: JobsOf, caller: CallerOf, limit: Page = 20, after: After = None) -> FileList:
     """The caller's uploaded files, newest first."""
     found = await jobs.uploads.listed(caller.id, limit + 1, after)
-    shown = [FileInfo.of(upload) for upload in found[:limit]]
-    ends = (shown[0].id, shown[-1].id) if shown else (None, None)
-    return FileList(data=shown, first_id=ends[0], last_id=ends[1], has_more=len(found) > limit)
+    return FileList.of([FileInfo.of(upload) for upload in found[:limit]], more=len(found) > limit)
 
 
 @router.get("/v1/files/{id}", responses=ERRORS)

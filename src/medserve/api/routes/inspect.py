@@ -9,6 +9,7 @@ from medserve import inspection
 from medserve.api import studies
 from medserve.api.access import SettingsOf
 from medserve.api.bodies import Strict
+from medserve.api.conversation import Seed
 from medserve.api.errors import WORK_ERRORS, documented
 from medserve.api.streaming import while_connected
 from medserve.imaging.intake import Wanted
@@ -24,7 +25,7 @@ class View(Strict):
     modality: Annotated[str, Field(max_length=20, description="for files that do not say it: CT, MR, DX, SM, ...")] = ""
     patches: Annotated[int, Field(ge=1, le=125)] = 125
     magnification: Annotated[float, Field(ge=0, le=100, allow_inf_nan=False, description="0: 10x or less")] = 0.0
-    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    seed: Seed = 0
     mpp: Annotated[float, Field(ge=0, le=1000, allow_inf_nan=False, description="0: as the slide says")] = 0.0
 
     @property

@@ -3,12 +3,12 @@
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
-from pydantic import BaseModel
 
 from medserve.api.access import ModelsOf, needs
 from medserve.api.bodies import read_json, request_body, schema_of
 from medserve.api.errors import LOOK_ERRORS, documented
 from medserve.api.inventory import Model, ModelList
+from medserve.api.lists import Deleted
 from medserve.keys import Scope
 from medserve.models import ModelHandle
 from medserve.settings import ModelSpec
@@ -19,14 +19,6 @@ ADMIN = [needs(Scope.ADMIN)]
 
 
 READY_ALREADY: dict[int | str, dict[str, Any]] = {200: {"model": Model, "description": "It is loaded already."}}
-
-
-class Removed(BaseModel):
-    """A model that is no more, as OpenAI tells it."""
-
-    id: str
-    object: str = "model"
-    deleted: bool = True
 
 
 @router.get("/v1/models")
@@ -87,11 +79,11 @@ async def unload_model(name: str, models: ModelsOf) -> Model:
 
 
 @router.delete("/v1/models/{name:path}", dependencies=ADMIN, responses=documented(400))
-async def remove_model(name: str, models: ModelsOf) -> Removed:
+async def remove_model(name: str, models: ModelsOf) -> Deleted:
     """Unload and forget a model that was added; 400 for one of the settings, 429 while requests are at work."""
     handle = models.get(name)
     await models.remove(handle.name)
-    return Removed(id=handle.name)
+    return Deleted(id=handle.name, object="model")
 
 
 def _told(handle: ModelHandle, response: Response) -> Model:

@@ -1,7 +1,6 @@
 """Each model under its own address: what it takes and can do, how it is, and its answers with what they cost."""
 
-from collections.abc import AsyncGenerator, Mapping
-from contextlib import aclosing
+from collections.abc import Mapping
 from math import ceil
 from typing import Annotated, Any, Literal
 from urllib.parse import quote
@@ -22,7 +21,7 @@ from medserve.api.limits import is_loopback
 from medserve.api.queries import Query
 from medserve.api.streaming import while_connected
 from medserve.errors import MedserveError, ModelFailed, ModelLoading, by_code
-from medserve.generation import Chunk, Finish, GenerationRequest, Usage, collect
+from medserve.generation import Finish, GenerationRequest, Usage, collect
 from medserve.models import ModelHandle, State, Status
 from medserve.reports import notice_for
 from medserve.settings import Settings
@@ -218,29 +217,24 @@ async def generate(handle: Served, request: Request, settings: SettingsOf) -> Re
 async def _answered(handle: ModelHandle, query: Query, request: Request, settings: Settings) -> Response:
     handle.refuse_full()
     read = await while_connected(request, conversation.read(query.turns, settings, query.asking))
-    asked = GenerationRequest(read.messages, max_tokens=query.max_new_tokens, sampling=query.sampling())
-    answering = compute.metered(handle, lambda: collect(_chunks(handle, asked, query.names)))
+    length = query.length(handle.spec)
+    asked = GenerationRequest(
+        read.messages, max_tokens=length.max_tokens, sampling=query.sampling(), thinking=length.thinking
+    )
+    answering = compute.metered(handle, lambda: collect(conversation.chunks(handle, asked, query.names)))
     result, metrics = await while_connected(request, answering)
     answer = ModelAnswer(
         model=handle.name,
         response=result.text,
         thinking=result.thinking or None,
         finish=result.finish,
-        parameters=queries.effective(asked.max_tokens, asked.sampling),
+        parameters=queries.effective(asked.max_tokens, asked.sampling, asked.thinking),
         usage=QueryUsage.of(result.usage),
         compute_metrics=metrics,
         concerns=list(dict.fromkeys(read.concerns)),
         notice=notice_for(handle.status.facts),
     )
     return _json(answer)
-
-
-async def _chunks(
-    handle: ModelHandle, request: GenerationRequest, names: conversation.Names
-) -> AsyncGenerator[Chunk, None]:
-    async with aclosing(conversation.answers(handle, request, names)) as pieces:
-        async for _, chunk in pieces:
-            yield chunk
 
 
 def _scaling_up(status: Status, poll_url: str) -> Response:

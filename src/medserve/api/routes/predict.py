@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Request, Response
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
 
 from medserve.api import studies
@@ -15,7 +15,8 @@ from medserve.api.asking import Told, answered, check_words, fitting, sent
 from medserve.api.bodies import JsonObject, Strict, Words, checked, kind_of, read_json, request_body, schema_of
 from medserve.api.conversation import ModelName
 from medserve.api.detail import Detailed
-from medserve.api.errors import WORK_ERRORS, ErrorDetail, body_of, documented, invalid
+from medserve.api.errors import WORK_ERRORS, ErrorDetail, body_of, documented
+from medserve.api.reasoning import Thinking, in_tokens, length
 from medserve.api.streaming import while_connected
 from medserve.errors import InvalidRequest, MedserveError, ModelError
 from medserve.examination import examine
@@ -39,6 +40,7 @@ class Question(Strict):
 
     question: Annotated[Words, Field(description="without it, a picture is screened for malignant gland changes")] = ""
     model: ModelName | None = None
+    thinking: Thinking | None = None
 
 
 class Prediction(BaseModel):
@@ -137,7 +139,7 @@ async def _of_form(request: Request, models: Models, settings: Settings) -> Pred
         handle.refuse_full()
         study = (await while_connected(request, _seen(files[0], settings))).study if files else None
     if asked.question or study is None:
-        return await while_connected(request, _told(asked.question, handle, settings, study))
+        return await while_connected(request, _told(asked, handle, settings, study))
     histology.workflow.check(study)
     return await while_connected(request, _screened(study, handle, settings))
 
@@ -160,9 +162,10 @@ async def _screened(study: Study, handle: ModelHandle, settings: Settings) -> Pr
     )
 
 
-async def _told(question: str, handle: ModelHandle, settings: Settings, study: Study | None) -> Prediction:
+async def _told(asked: Question, handle: ModelHandle, settings: Settings, study: Study | None) -> Prediction:
     await held(handle, settings)
-    given = await answered(handle, question, fitting(ANSWER_TOKENS, handle), study, "question")
+    most = fitting(length(in_tokens(asked.thinking), None, handle.spec, ANSWER_TOKENS).max_tokens, handle)
+    given = await answered(handle, asked.question, most, study, thinking=asked.thinking, field="question")
     told = given.told
     return Prediction(prediction=given.result.text, flags=told.flags, answer=told, notice=told.notice)
 
@@ -199,10 +202,7 @@ async def _each(instances: list[dict[str, Any]], models: Models, settings: Setti
 
 
 async def _analysed(instance: Mapping[str, Any], models: Models, settings: Settings) -> Analysis:
-    try:
-        order = Instruction.model_validate(instance, strict=True)
-    except ValidationError as error:
-        raise invalid(error.errors(include_url=False, include_input=False), instance) from None
+    order = checked(Instruction, instance, strict=True)
     return await analysed(order, models.get(order.model), settings)
 
 

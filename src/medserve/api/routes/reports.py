@@ -7,6 +7,7 @@ from medserve import leaflets
 from medserve.api import exported, studies
 from medserve.api.access import ModelsOf, SettingsOf, held
 from medserve.api.bodies import Strict, read_json, request_body, schema_of
+from medserve.api.conversation import ModelName
 from medserve.api.errors import WORK_ERRORS, documented
 from medserve.api.streaming import while_connected
 from medserve.exports import Original
@@ -52,7 +53,7 @@ class Explain(Strict):
 
     report: Report
     level: int = Field(LEVEL, ge=1, le=16, description="the school grade of the readers")
-    model: str | None = Field(None, min_length=1, max_length=200)
+    model: ModelName | None = None
 
 
 @router.post(

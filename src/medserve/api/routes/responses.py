@@ -12,11 +12,10 @@ from pydantic import Discriminator, Field, Tag
 from starlette.responses import Response
 
 from medserve import references
-from medserve.api import conversation, later
+from medserve.api import conversation, later, reasoning
 from medserve.api.access import CallerOf, JobsOf, ModelsOf, SettingsOf, held
 from medserve.api.bodies import JsonObject, Strict, Words, read_json, request_body, schema_of
 from medserve.api.conversation import (
-    DEFAULT_MAX_TOKENS,
     Alternatives,
     Conversation,
     ModelName,
@@ -29,6 +28,7 @@ from medserve.api.conversation import (
     written_as,
 )
 from medserve.api.errors import LOOK_ERRORS, WORK_ERRORS, documented
+from medserve.api.lists import Deleted
 from medserve.api.openai import ANY_OBJECT, JsonObjectFormat, JsonSchema, TextFormat, WithoutEffect
 from medserve.api.responses import Event, Writer
 from medserve.api.streaming import begun, event_stream, foreseen, while_connected
@@ -48,6 +48,7 @@ NAMES = {
     "messages": "input",
     "max_tokens": "max_output_tokens",
     "schema": "text.format",
+    "thinking": "reasoning.effort",
 }
 """What this dialect calls the fields of a question."""
 RESPONSE, JOB = "resp_", "job_"
@@ -134,9 +135,9 @@ class TextOptions(Strict):
 
 
 class ReasoningOptions(Strict):
-    """How much to think cannot be chosen here: both are null or left out."""
+    """How long to think. Nothing is summarised: the thoughts themselves are given."""
 
-    effort: None = None
+    effort: reasoning.Effort | None = None
     summary: None = None
 
 
@@ -186,7 +187,7 @@ async def create_response(
     else:
         handle.refuse_full()
     said = await while_connected(request, _said(body, settings))
-    asked = _asked(body, said)
+    asked = _asked(body, said, handle)
     if body.background:
         order = {"model": handle.name, "concerns": said.concerns, "response": _envelope(body, asked, handle.name)}
         async with references.spool() as folder:
@@ -194,7 +195,7 @@ async def create_response(
             job = await jobs.submit(KIND, order, owner=caller.id, files=[folder / "request"])
         return JSONResponse(_shown(job, None), headers=said.headers)
     await while_connected(request, held(handle, settings))
-    answer = _chunks(handle, asked)
+    answer = conversation.chunks(handle, asked, NAMES)
     writer = Writer({"id": f"{RESPONSE}{uuid4().hex}", **_envelope(body, asked, handle.name)})
     if body.stream:
         stream = await event_stream(_events(answer, handle, writer))
@@ -230,13 +231,13 @@ async def cancel_response(response_id: str, jobs: JobsOf, caller: CallerOf) -> R
 
 @router.delete(
     "/v1/responses/{response_id}",
-    responses={200: {"content": {"application/json": {}}}, **documented(409, *LOOK_ERRORS)},
+    responses=documented(409, *LOOK_ERRORS),
 )
-async def delete_response(response_id: str, jobs: JobsOf, caller: CallerOf) -> dict[str, Any]:
+async def delete_response(response_id: str, jobs: JobsOf, caller: CallerOf) -> Deleted:
     """Stop a background response if it still runs, and keep nothing of it."""
     job = await _job(jobs, response_id, caller.id)
     await jobs.delete(job.id, caller.id)
-    return {"id": response_id, "object": "response", "deleted": True}
+    return Deleted(id=response_id, object="response")
 
 
 # --- what is asked -------------------------------------------------------------------------------------------------
@@ -280,13 +281,16 @@ def _turn(item: MessageItem, param: str) -> Turn:
     return Turn(item.role, tuple(parts))
 
 
-def _asked(body: ResponseRequest, said: Conversation) -> GenerationRequest:
+def _asked(body: ResponseRequest, said: Conversation, handle: ModelHandle) -> GenerationRequest:
     """The request in our own words; raises InvalidRequest naming the field that cannot be served."""
+    wish = reasoning.of_effort(body.reasoning.effort if body.reasoning else None, NAMES["thinking"])
+    length = reasoning.length(wish, body.max_output_tokens, handle.spec)
     wanted = bool(body.include) or body.top_logprobs is not None
     try:
         return GenerationRequest(
             messages=said.messages,
-            max_tokens=body.max_output_tokens or DEFAULT_MAX_TOKENS,
+            max_tokens=length.max_tokens,
+            thinking=length.thinking,
             sampling=body.sampling(),
             stop=body.stops(),
             schema=_schema(body),
@@ -328,7 +332,7 @@ def _envelope(body: ResponseRequest, asked: GenerationRequest, model: str) -> di
         "frequency_penalty": sampling.frequency_penalty,
         "previous_response_id": None,
         "prompt_cache_key": body.prompt_cache_key,
-        "reasoning": {"effort": None, "summary": None},
+        "reasoning": {"effort": body.reasoning.effort if body.reasoning else None, "summary": None},
         "safety_identifier": body.safety_identifier,
         "service_tier": "default",
         "store": bool(body.background),
@@ -359,12 +363,6 @@ def _format(body: ResponseRequest) -> dict[str, Any]:
 
 
 # --- what is answered ----------------------------------------------------------------------------------------------
-
-
-async def _chunks(handle: ModelHandle, asked: GenerationRequest) -> AsyncGenerator[Chunk, None]:
-    async with aclosing(conversation.answers(handle, asked, NAMES)) as pieces:
-        async for _, chunk in pieces:
-            yield chunk
 
 
 async def _events(
@@ -409,11 +407,12 @@ async def _whole(answer: AsyncGenerator[Chunk, None], handle: ModelHandle, write
 async def _work(work: Work, models: Models, settings: Settings) -> Mapping[str, Any]:
     """Answer a response that was ordered; what passes by itself is waited for, since nobody is there to ask again."""
     body = ResponseRequest.model_validate_json(await in_thread(work.files[0].read_bytes), strict=True)
-    asked = _asked(body, await _said(body, settings))
     handle = models.get(work.order["model"])
+    asked = _asked(body, await _said(body, settings), handle)
 
     async def ask() -> dict[str, Any]:
-        return await _whole(_chunks(handle, asked), handle, Writer({"id": _id(work.job), **work.order["response"]}))
+        writer = Writer({"id": _id(work.job), **work.order["response"]})
+        return await _whole(conversation.chunks(handle, asked, NAMES), handle, writer)
 
     response = await later.patiently(ask)
     work.note(1, 1)

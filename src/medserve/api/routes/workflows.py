@@ -4,21 +4,21 @@ from collections.abc import Mapping
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Request, Response
-from pydantic import BaseModel, Field, TypeAdapter, ValidationError
+from pydantic import BaseModel, Field
 
 from medserve import references, workflows
 from medserve.api import exported, kept, later, studies
 from medserve.api.access import CallerOf, JobsOf, ModelsOf, SettingsOf, held
-from medserve.api.bodies import JsonObject, Strict
+from medserve.api.bodies import OBJECT, JsonObject, Strict, json_text
+from medserve.api.conversation import ModelName, Seed, Temperature
 from medserve.api.errors import LOOK_ERRORS, WORK_ERRORS, documented
 from medserve.api.streaming import while_connected
-from medserve.errors import InvalidRequest
 from medserve.examination import calibrations_of, examine
 from medserve.exports import Original
 from medserve.generation import Sampling
 from medserve.jobs import Runner, Work
 from medserve.models import Models
-from medserve.reports import Report, Step
+from medserve.reports import Report
 from medserve.settings import Settings
 from medserve.workflow import Workflow
 
@@ -81,11 +81,9 @@ class WorkflowList(BaseModel):
 class Chosen(Strict):
     """What may be chosen beside the pictures."""
 
-    model: Annotated[str, Field(min_length=1, max_length=200)] | None = None
-    temperature: Annotated[float, Field(ge=0, le=2, allow_inf_nan=False, description="0 is greedy and repeatable")] = (
-        0.0
-    )
-    seed: Annotated[int, Field(ge=0, lt=2**32)] | None = None
+    model: ModelName | None = None
+    temperature: Temperature = Field(0.0, description="0 is greedy and repeatable")
+    seed: Seed | None = None
 
     @property
     def sampling(self) -> Sampling:
@@ -109,10 +107,7 @@ class Form(Chosen):
 
     @property
     def wishes(self) -> dict[str, Any]:
-        return _parsed(self.options)
-
-
-_OPTIONS = TypeAdapter(JsonObject)
+        return json_text(OBJECT, self.options, "options", "a JSON object")
 
 
 @router.get("/v1/workflows", responses=documented(*LOOK_ERRORS))
@@ -175,24 +170,8 @@ async def run_workflow(
 
 
 async def _work(work: Work, models: Models, settings: Settings) -> dict[str, Any]:
-    """One examination as a job; its steps are its progress, and nobody knows before how many there will be."""
-    done = 0
-
-    def told(name: str, step: Step | None) -> None:
-        nonlocal done
-        done += step is not None
-        work.note(done, 0, name)
-
-    study = kept.Kept(work.files, tuple(work.order["kinds"]))
-    report = await kept.examined(kept.Chosen.of(work.order), study, models, settings, progress=told)
-    return kept.as_result(report)
+    """One examination as a job."""
+    return kept.as_result(await kept.worked(work, work.order["kinds"], models, settings))
 
 
 RUNNERS: Mapping[str, Runner] = {"workflow": _work}
-
-
-def _parsed(options: str) -> dict[str, Any]:
-    try:
-        return _OPTIONS.validate_json(options)
-    except ValidationError:
-        raise InvalidRequest("options must be a JSON object", param="options") from None
