@@ -4,6 +4,7 @@ import re
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
+from medserve import thinking
 from medserve.errors import ContextOverflow
 from medserve.generation import GenerationRequest
 
@@ -73,8 +74,9 @@ def plan(pictures: int, *, context: int, image_tokens: int, label_tokens: int = 
         return room
     over = f"{room.needed(pictures)} tokens are needed and the model's context has {context}"
     if not pictures or room.taken >= context:
+        seen = f", {pictures * room.each} for pictures" if pictures else ""
         raise ContextOverflow(
-            f"{over}: {room.text} for the words and {room.answer} for the answer; "
+            f"{over}: {room.text} for the words{seen}, {room.answer} for the answer and {SLACK} to spare; "
             f"shorten the words, ask for fewer max_tokens, or {MORE_CONTEXT}",
             param="max_tokens" if answer > text else "messages",
         )
@@ -97,6 +99,7 @@ async def check(request: GenerationRequest, *, context: int, image_tokens: int, 
     decides. Where the engine cannot count, pictures are planned beside an estimate that is rather too large; words
     alone are refused here only if they are hopelessly long, and else left to the engine, which knows.
     """
+    request = thinking.instructed(request) if request.thinking else request
     texts = [part for message in request.messages for part in message.parts if isinstance(part, str)]
     labels = [text for text in texts if _LABEL.fullmatch(text)] if request.images else []
     counted = set(labels)

@@ -50,7 +50,9 @@ async def check(engine: Engine, drawings: tuple[Image, Image]) -> Sight:
 async def _describe(engine: Engine, drawing: Image) -> Result:
     detail = 0 if engine.capabilities.logprobs else None
     message = Message("user", (drawing, QUESTION))
-    return await collect(engine.stream(GenerationRequest((message,), max_tokens=TOKENS, top_logprobs=detail)))
+    thinking = 0 if engine.capabilities.thinking else None  # a thought would fill all its tokens
+    wish = GenerationRequest((message,), max_tokens=TOKENS, top_logprobs=detail, thinking=thinking)
+    return await collect(engine.stream(wish))
 
 
 def _distance(first: Result, second: Result) -> float:
