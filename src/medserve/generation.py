@@ -13,6 +13,10 @@ from medserve.images import Image
 MAX_OUTPUT_TOKENS = 8192
 """The longest answer MedGemma is documented to give (model card, "Inputs and outputs")."""
 
+JSON_LAYOUT = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
+"""How a schema's JSON is laid out, as llguidance names it: left free, models fall into endless white space, and these
+separators are what they learnt."""
+
 Role = Literal["system", "user", "assistant"]
 Part = str | Image
 

@@ -1,6 +1,8 @@
 """What all engines with a worker process share: one that hangs is ended, one that dies is missed at once."""
 
 import asyncio
+from collections.abc import Mapping
+from typing import Any
 
 import httpx
 import structlog
@@ -8,6 +10,7 @@ import structlog
 from medserve.engines import Capabilities
 from medserve.engines.openai import OpenAIEngine
 from medserve.errors import EngineError, MedserveError, WorkerCrashed
+from medserve.imaging.preprocess import VisionInput
 from medserve.process import Child
 from medserve.settings import ModelSpec
 from medserve.unix_http import UnixClient
@@ -20,6 +23,25 @@ PROBE_SECONDS = 10.0
 """How often the worker is asked whether it is there, and how long it may take to say so. It does not compute there."""
 MISSED = 2
 """Probes in a row without an answer after which a worker is ended: one may be late on a machine under load."""
+
+
+def capabilities(engine: str, facts: Mapping[str, Any], model: ModelSpec) -> Capabilities:
+    """What every worker of our own honours with the model that it says it has loaded."""
+    vision = facts["vision"]
+    record = {"engine": engine, **facts["record"], "slots": str(model.slots)}
+    if vision:
+        record |= {"image_size": str(vision["size"]), "image_tokens": str(vision["tokens"]), "resample": model.resample}
+    return Capabilities(
+        context=facts["context"],
+        vision=VisionInput(vision["size"], model.resample) if vision else None,
+        image_tokens=vision["tokens"] if vision else 0,
+        schema=True,
+        choices=True,
+        logprobs=True,
+        score=True,
+        prefix=True,
+        facts=tuple(sorted(record.items())),
+    )
 
 
 class WorkerEngine(OpenAIEngine):

@@ -23,8 +23,8 @@ from pathlib import Path
 from typing import Any
 
 from medserve import machine, thinking
-from medserve.engines import Capabilities, refuse_unused
-from medserve.engines._worker import WorkerEngine
+from medserve.engines import refuse_unused
+from medserve.engines._worker import WorkerEngine, capabilities
 from medserve.engines.openai import CONNECT_SECONDS, Piece, seconds
 from medserve.errors import (
     EngineError,
@@ -35,9 +35,18 @@ from medserve.errors import (
     NotSupported,
     WeightsMissing,
 )
-from medserve.generation import Finish, GenerationRequest, LabelScores, Message, Sampling, Timings, TokenLogprob, Usage
+from medserve.generation import (
+    JSON_LAYOUT,
+    Finish,
+    GenerationRequest,
+    LabelScores,
+    Message,
+    Sampling,
+    Timings,
+    TokenLogprob,
+    Usage,
+)
 from medserve.images import Image
-from medserve.imaging.preprocess import VisionInput
 from medserve.process import Child
 from medserve.settings import ModelSpec, Settings
 from medserve.text import CLOSING, OPENING, neutralise
@@ -53,8 +62,6 @@ MOST_PICTURE_BYTES = 95 * 2**20
 """llama.cpp's listener refuses requests of more than 100 MiB."""
 REMEMBERED = 256
 """Questions of which it is known that some slot may hold their whole prompt; schemas known to work."""
-COMPACT = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
-"""How a schema's JSON is laid out: left free, models fall into endless white space."""
 MOST_CONTEXT = 131_072
 DRAWN_AT_RANDOM = 2**32 - 1
 """The one seed that llama.cpp takes for none."""
@@ -157,7 +164,7 @@ class LlamaCpp(WorkerEngine):
     endpoint = "/completion"
 
     def __init__(self, model: ModelSpec, child: Child, *, seconds: float) -> None:
-        super().__init__(model, child, _capabilities(child.facts, model), seconds=seconds)
+        super().__init__(model, child, capabilities("llama-cpp", child.facts, model), seconds=seconds)
         self._reuse = model.reuse
         self._marker = ""
         self._ends: dict[str, int] = {}
@@ -235,7 +242,7 @@ class LlamaCpp(WorkerEngine):
         llama.cpp goes on without any constraint when it does not understand a schema. So it is asked once to end an
         answer at once, which every working schema forbids.
         """
-        fixed = {**schema, "x-guidance": COMPACT}
+        fixed = {**schema, "x-guidance": JSON_LAYOUT}
         key = sha256(json.dumps(fixed, sort_keys=True).encode()).hexdigest()
         if key not in self._compiled:
             end = self._ends[END_OF_TURN]
@@ -462,24 +469,6 @@ class _Walk:
 def _read(answer: Mapping[str, Any]) -> Piece:
     """What a whole answer says of its prompt."""
     return Piece(prompt=answer["tokens_evaluated"], cached=answer["timings"]["cache_n"])
-
-
-def _capabilities(facts: Mapping[str, Any], model: ModelSpec) -> Capabilities:
-    vision = facts["vision"]
-    record = {"engine": "llama-cpp", **facts["record"], "slots": str(model.slots)}
-    if vision:
-        record |= {"image_size": str(vision["size"]), "image_tokens": str(vision["tokens"]), "resample": model.resample}
-    return Capabilities(
-        context=facts["context"],
-        vision=VisionInput(vision["size"], model.resample) if vision else None,
-        image_tokens=vision["tokens"] if vision else 0,
-        schema=True,
-        choices=True,
-        logprobs=True,
-        score=True,
-        prefix=True,
-        facts=tuple(sorted(record.items())),
-    )
 
 
 def _sampling(sampling: Sampling) -> dict[str, Any]:

@@ -166,7 +166,10 @@ class OpenAIEngine:
 
     async def score(self, request: GenerationRequest, labels: Sequence[str]) -> LabelScores:
         """Not offered by this dialect: it shows no log-probability of what was not sampled."""
-        raise NotSupported(f"{self.name} cannot score labels; use the engine llama-cpp", param="labels")
+        raise NotSupported(
+            f"{self.name} cannot score labels; use an engine that holds the weights itself, such as llama-cpp",
+            param="labels",
+        )
 
     async def close(self) -> None:
         """Close all connections; the server belongs to somebody else and goes on."""

@@ -12,8 +12,8 @@ from json import loads
 from typing import Any
 
 from medserve import machine, thinking
-from medserve.engines import Capabilities, refuse_unused
-from medserve.engines._worker import WorkerEngine
+from medserve.engines import refuse_unused
+from medserve.engines._worker import WorkerEngine, capabilities
 from medserve.engines.openai import Piece, refusal, seconds
 from medserve.errors import (
     EngineError,
@@ -24,7 +24,6 @@ from medserve.errors import (
     by_code,
 )
 from medserve.generation import GenerationRequest, LabelScores, Message, Part, Usage
-from medserve.imaging.preprocess import VisionInput
 from medserve.process import Child
 from medserve.settings import ModelSpec, Settings
 
@@ -84,7 +83,8 @@ class Transformers(WorkerEngine):
     """A model in safetensors in its worker process."""
 
     def __init__(self, model: ModelSpec, child: Child, *, seconds: float) -> None:
-        super().__init__(model, child, _capabilities(child.facts, model), seconds=seconds)
+        able = replace(capabilities("transformers", child.facts, model), thinking=True, batches=True)
+        super().__init__(model, child, able, seconds=seconds)
 
     def _blind(self) -> MedserveError:
         return NotSupported(
@@ -159,23 +159,3 @@ class Transformers(WorkerEngine):
             usage = await self._usage(request, self._piece(said))
             logprobs = dict(zip(labels, map(float, said["logprobs"]), strict=True))
         return LabelScores(logprobs, usage, seconds(said["timings"]))
-
-
-def _capabilities(facts: Mapping[str, Any], model: ModelSpec) -> Capabilities:
-    vision = facts["vision"]
-    record = {"engine": "transformers", **facts["record"], "slots": str(model.slots)}
-    if vision:
-        record |= {"image_size": str(vision["size"]), "image_tokens": str(vision["tokens"]), "resample": model.resample}
-    return Capabilities(
-        context=facts["context"],
-        vision=VisionInput(vision["size"], model.resample) if vision else None,
-        image_tokens=vision["tokens"] if vision else 0,
-        schema=True,
-        choices=True,
-        logprobs=True,
-        score=True,
-        prefix=True,
-        thinking=True,
-        batches=True,
-        facts=tuple(sorted(record.items())),
-    )

@@ -41,6 +41,7 @@ from medserve.errors import (
 )
 from medserve.generation import (
     GREEDY,
+    JSON_LAYOUT,
     Chunk,
     GenerationRequest,
     LabelScores,
@@ -62,8 +63,6 @@ WORKER = "medserve.workers.vllm"
 END_OF_TURN = "<end_of_turn>"
 SOFT_TOKEN = "<image_soft_token>"
 AROUND_IMAGE = ("<start_of_image>", "<end_of_image>")
-COMPACT = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
-"""How a schema's JSON is laid out: left free, models fall into endless white space."""
 NEVER = -100.0
 """The lowest bias that vLLM takes: e^-100 of what the token's probability was."""
 SCORED_AT_ONCE = 100
@@ -294,7 +293,7 @@ class Vllm(OpenAIEngine):
 
     async def _body(self, request: GenerationRequest) -> dict[str, Any]:
         if request.schema is not None:
-            request = replace(request, schema={**request.schema, "x-guidance": COMPACT})
+            request = replace(request, schema={**request.schema, "x-guidance": JSON_LAYOUT})
         body = {**await super()._body(request), **_sampling(request.sampling), "return_token_ids": True}
         if request.choices:
             body["structured_outputs"] = {"choice": list(request.choices)}

@@ -11,10 +11,7 @@ import numpy as np
 import torch
 
 from medserve.errors import EngineError, InvalidRequest
-
-LAYOUT = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
-"""How JSON is laid out: left free, models fall into endless white space, and these separators are what they learnt."""
-
+from medserve.generation import JSON_LAYOUT
 
 REMEMBERED = 16
 """Grammars that are remembered ready for use."""
@@ -34,7 +31,7 @@ class Grammars:
     def schema(self, schema: Mapping[str, Any]) -> str:
         """The grammar of JSON texts that fit a schema; raises InvalidRequest for what cannot be enforced."""
         try:
-            grammar = llguidance.LLMatcher.grammar_from_json_schema(json.dumps(schema), overrides=LAYOUT)
+            grammar = llguidance.LLMatcher.grammar_from_json_schema(json.dumps(schema), overrides=JSON_LAYOUT)
         except ValueError:
             grammar = ""
         if not grammar or self._ready(grammar).is_error():
