@@ -1,6 +1,7 @@
 """A report says what was asked, what was answered and what was made of it, completely enough to be replayed."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from json import dumps
 from math import isclose
@@ -459,6 +460,22 @@ def aligned(*rows: Sequence[str]) -> list[str]:
     return [
         "  " + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
     ]
+
+
+@dataclass(frozen=True)
+class Section:
+    """A part of a page: a heading with sentences and at most one table."""
+
+    title: str
+    words: tuple[str, ...] = ()
+    columns: tuple[str, ...] = ()
+    rows: tuple[tuple[str, ...], ...] = ()
+
+    @property
+    def text(self) -> str:
+        """For a terminal."""
+        words = (fill(line, LINE, initial_indent="  ", subsequent_indent="    ") for line in self.words)
+        return "\n".join([self.title, *words, *(aligned(self.columns, *self.rows) if self.rows else ())])
 
 
 def _controls(report: Report) -> str:

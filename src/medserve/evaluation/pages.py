@@ -3,7 +3,6 @@
 import csv
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from hashlib import sha256
 from io import StringIO
 from pathlib import Path
@@ -15,7 +14,7 @@ from medserve.evaluation.labels import IDENTITY, Labelled
 from medserve.evaluation.measures import BINS, Bin, Estimate, Proper, Share
 from medserve.evaluation.result import Evaluation
 from medserve.layout import environment
-from medserve.reports import LINE, aligned
+from medserve.reports import LINE, Section
 
 MOST_ANSWERS = 8
 """Different answers to one question that a page tells; JSON has all."""
@@ -23,24 +22,11 @@ CAREFUL = ("=", "+", "-", "@", "\t", "\r")
 """Beginnings of a cell that a spreadsheet would take for a formula."""
 
 
-@dataclass(frozen=True)
-class Section:
-    """A heading with sentences and at most one table."""
-
-    title: str
-    words: tuple[str, ...] = ()
-    columns: tuple[str, ...] = ()
-    rows: tuple[tuple[str, ...], ...] = ()
-
-
 def as_text(found: Evaluation) -> str:
     """For a terminal."""
     title = _title(found)
     parts = [f"{title}\n{'=' * len(title)}"]
-    for section in sections(found):
-        table = aligned(section.columns, *section.rows) if section.columns else []
-        words = (fill(line, LINE, initial_indent="  ", subsequent_indent="    ") for line in section.words)
-        parts.append("\n".join([section.title, *words, *table]))
+    parts += [section.text for section in sections(found)]
     return "\n\n".join([*parts, fill(found.notice, LINE)])
 
 

@@ -1,12 +1,11 @@
 """A certificate as text for a terminal, and as one page of HTML that loads nothing and runs nothing."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from textwrap import fill
 
 from medserve.certificates import Cause, Certificate, Check, Measure, Outcome, Speed, Verdict
 from medserve.layout import environment
-from medserve.reports import LINE, aligned
+from medserve.reports import LINE, Section
 
 NOTICE = (
     "Research use only. A certificate says that two programs answer alike, not that the answers are right: it is no "
@@ -23,25 +22,12 @@ OUTCOMES = {Outcome.PASSED: "passed", Outcome.FAILED: "FAILED", Outcome.NOT_DONE
 VERDICTS = {Verdict.PASSED: "passed", Verdict.FAILED: "FAILED", Verdict.INCOMPLETE: "not complete"}
 
 
-@dataclass(frozen=True)
-class Section:
-    """A heading with sentences and at most one table."""
-
-    title: str
-    words: tuple[str, ...] = ()
-    columns: tuple[str, ...] = ()
-    rows: tuple[tuple[str, ...], ...] = ()
-
-
 def as_text(made: Certificate) -> str:
     """For a terminal."""
     title = _title(made)
     verdict = fill(f"{VERDICTS[made.verdict]}: {made.summary}", LINE)
     parts = [f"{title}\n{'=' * len(title)}", verdict]
-    for section in sections(made):
-        table = aligned(section.columns, *section.rows) if section.rows else []
-        words = (fill(line, LINE, initial_indent="  ", subsequent_indent="    ") for line in section.words)
-        parts.append("\n".join([section.title, *words, *table]))
+    parts += [section.text for section in sections(made)]
     return "\n\n".join([*parts, fill(NOTICE, LINE)])
 
 
