@@ -165,8 +165,10 @@ async def crossed(cases: Sequence[Case], guarded: Sequence[Workflow]) -> list[Ou
     settings = Settings()
     models = Models(settings)
     try:
+        model = models.get()
+        await model.ready()
         return [
-            await assessed(case, workflow, models.get(), settings.limits)
+            await assessed(case, workflow, model, settings.limits)
             for workflow in guarded
             for case in cases
             if workflow.name not in case.undecided

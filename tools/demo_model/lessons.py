@@ -47,8 +47,8 @@ def shown(picture: str, question: str, late: bool = False) -> str:
 Lesson = Callable[[], Conversation]
 
 
-CHANCES = {"kind": 0.35, "tissue": 0.35, "border": 0.5, "size": 0.4, "colours": 3.0}
-"""How much more or less often than others a closed question is asked; colours took longest to be told."""
+CHANCES = {"kind": 0.35, "tissue": 0.35, "border": 0.5, "size": 0.4, "colours": 3.0, "vessels": 2.0}
+"""How much more or less often than others a closed question is asked; colours and vessels took longest to be told."""
 
 
 class School:

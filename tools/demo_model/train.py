@@ -16,37 +16,14 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import nn
 from torch.nn import functional as F
-from transformers import AttentionInterface, Gemma3ForConditionalGeneration
-from transformers.masking_utils import AttentionMaskInterface, eager_mask
+from transformers import Gemma3ForConditionalGeneration
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.models.gemma.tokenization_gemma import GemmaTokenizer
 
-from tools.demo_model import architecture, lesion, lessons, pool, tokenizer
+from tools.demo_model import architecture, lesion, lessons, pool, speed, tokenizer
 from tools.demo_model.gallery import KINDS
 from tools.demo_model.other import MOTIFS
-
-
-def plain_attention(
-    _module: nn.Module,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attention_mask: torch.Tensor,
-    scaling: float,
-    **_rest: object,
-) -> tuple[torch.Tensor, None]:
-    """Attention in two products; going backwards it is much faster on short texts than torch's fused CPU kernel."""
-    batch, heads, length, width = query.shape
-    groups = batch * key.shape[1]
-    flat = (query * scaling).reshape(groups, -1, width)
-    scores = torch.bmm(flat, key.reshape(groups, length, width).transpose(1, 2)).view(batch, heads, length, length)
-    shares = (scores.float() + attention_mask.float()).softmax(-1).to(value.dtype)
-    mixed = torch.bmm(shares.view(groups, -1, length), value.reshape(groups, length, width))
-    return mixed.view(batch, heads, length, width).transpose(1, 2).contiguous(), None
-
-
-AttentionInterface.register("plain", plain_attention)
-AttentionMaskInterface.register("plain", eager_mask)
+from tools.demo_model.speed import Row
 
 
 @dataclass(frozen=True)
@@ -70,7 +47,7 @@ class Plan:
     rounds: tuple[Round, ...] = (
         Round(1400, first=1.0, last=0.7, pictures=20),
         Round(1700, first=0.8, last=0.15, pictures=20),
-        Round(2000, first=0.9, last=0.005, pictures=8, lessons=11, texts=5),
+        Round(1500, first=0.9, last=0.005, pictures=8, lessons=11, texts=5),
     )
     piles: int = 3  # a step's lessons are sorted by length and cut into so many batches
     peak: float = 1.5e-3
@@ -213,12 +190,11 @@ class Batch:
     """Conversations as numbers, filled up to the same length."""
 
     ids: torch.Tensor
-    present: torch.Tensor
     weights: torch.Tensor  # how much each token counts as a target
     pictures: list[int]
 
 
-def encode(words: GemmaTokenizer, talks: list[lessons.Conversation]) -> list[tuple[list[int], list[float], list[int]]]:
+def encode(words: GemmaTokenizer, talks: list[lessons.Conversation]) -> list[Row]:
     """Ids, target weights and pictures of each conversation; an answer counts by the root of its length."""
     pieces = [piece for talk in talks for piece in talk.pieces]
     encoded = iter(words.backend_tokenizer.encode_batch([text for text, _ in pieces], add_special_tokens=False))
@@ -234,18 +210,15 @@ def encode(words: GemmaTokenizer, talks: list[lessons.Conversation]) -> list[tup
     return rows
 
 
-def batches(rows: list[tuple[list[int], list[float], list[int]]], piles: int) -> Iterator[Batch]:
+def batches(rows: list[Row], piles: int) -> Iterator[Batch]:
     """The conversations sorted by length in a few batches, so that little is filled up in vain."""
     rows = sorted(rows, key=lambda row: len(row[0]))
     for pile in np.array_split(np.arange(len(rows)), piles):
         chosen = [rows[i] for i in pile]
         shape = len(chosen), max(len(ids) for ids, _, _ in chosen)
-        batch = Batch(
-            torch.zeros(shape, dtype=torch.long), torch.zeros(shape, dtype=torch.long), torch.zeros(shape), []
-        )
+        batch = Batch(torch.zeros(shape, dtype=torch.long), torch.zeros(shape), [])
         for place, (ids, weights, pictures) in enumerate(chosen):
             batch.ids[place, : len(ids)] = torch.tensor(ids)
-            batch.present[place, : len(ids)] = 1
             batch.weights[place, : len(ids)] = torch.tensor(weights)
             batch.pictures += pictures
         yield batch
@@ -263,6 +236,7 @@ class Run:
         if self.device.type == "cpu":  # 64 patches are too few for the fused kernel to pay there
             self.model.model.vision_tower.set_attn_implementation("eager")
             self.model.model.language_model.set_attn_implementation("plain")
+            speed.hasten(self.model.model.language_model)
         self.heads = Heads(architecture.WIDTH).to(self.device)
         self.parameters = [*self.model.parameters(), *self.heads.parameters()]
         self.soft = self.words.convert_tokens_to_ids(lessons.SOFT)
@@ -274,9 +248,11 @@ class Run:
     def begin(self, round_: int) -> None:
         """Start a round afresh, so that a run that was interrupted between rounds ends like one that was not."""
         self.round = round_
-        rng = np.random.default_rng([self.plan.seed, self.rank, round_])
-        self.album, self.school = Album(self.pictures, rng), lessons.School(self.pictures, rng)
-        self.optimizer = torch.optim.AdamW(self.parameters, lr=self.plan.peak, betas=(0.9, 0.98), weight_decay=0.02)
+        self.album = Album(self.pictures, np.random.default_rng([self.plan.seed, round_, self.rank]))
+        self.school = lessons.School(self.pictures, np.random.default_rng([self.plan.seed, round_]))
+        self.optimizer = torch.optim.AdamW(
+            self.parameters, lr=self.plan.peak, betas=(0.9, 0.98), weight_decay=0.02, fused=True
+        )
         self.right[:] = np.nan
 
     def weights(self) -> npt.NDArray[np.float64]:
@@ -284,6 +260,10 @@ class Run:
         own = np.array([weight for _, _, weight, _ in ATTRIBUTES])
         weights: npt.NDArray[np.float64] = own * (0.08 + 2 * (1 - np.nan_to_num(self.right, nan=0.5)))
         return weights
+
+    def part(self, talks: list[lessons.Conversation]) -> list[Row]:
+        """This process's part of a step's conversations, which all processes draw alike."""
+        return speed.turns(encode(self.words, talks), self.rank, self.plan.processes)
 
     def amp(self) -> Any:
         """bf16 where the arithmetic allows it."""
@@ -296,8 +276,8 @@ class Run:
 
     def lose(self, now: Round) -> torch.Tensor:
         """The loss of one step: what the heads get wrong, and what is said wrong."""
-        rows = encode(self.words, [self.school.lesson() for _ in range(now.lessons)])
-        texts = encode(self.words, [self.school.text() for _ in range(now.texts)])
+        rows = self.part([self.school.lesson() for _ in range(self.plan.processes * now.lessons)])
+        texts = self.part([self.school.text() for _ in range(self.plan.processes * now.texts)])
         piles = [*batches(rows, self.plan.piles), *batches(texts, 1)] if rows else []
         numbers = [number for pile in piles for number in pile.pictures]
         pixels, wanted, maps, drawn = (
@@ -326,8 +306,7 @@ class Run:
         )
         hidden = self.model.model(
             input_ids=ids,
-            attention_mask=pile.present.to(self.device),
-            token_type_ids=(ids == self.soft).long(),
+            attention_mask=speed.masks(ids == self.soft, architecture.WINDOW, torch.bfloat16),
             use_cache=False,
             **seen,
         ).last_hidden_state
