@@ -11,7 +11,7 @@ import psutil
 import pytest
 import structlog.testing
 
-from medserve import machine, models
+from medserve import machine
 from medserve.engines import llama_cpp
 from medserve.engines.llama_cpp import LlamaCpp
 from medserve.errors import EngineError, MemoryShort, ModelBusy, ModelError, ModelFailed, ModelLoading, WorkerCrashed
@@ -309,7 +309,7 @@ async def test_a_model_that_can_never_fit_has_failed() -> None:
 
 async def test_models_that_outgrow_their_room_make_each_other_leave(monkeypatch: pytest.MonkeyPatch) -> None:
     """Both fitted when they were loaded; as one grows at its work, the one that rests goes."""
-    monkeypatch.setattr(models, "LOOK_SECONDS", 0.0)
+    monkeypatch.setattr("medserve.models.handle.LOOK_SECONDS", 0.0)
     one = await need()
     async with residents(spec("a"), spec("b"), memory_bytes=4 * one) as loaded:
         a, b = loaded.get("a"), loaded.get("b")
