@@ -19,7 +19,7 @@ from benchmarks.gateway import stub
 from benchmarks.load import table
 from medserve import addresses
 from medserve.engines import Capabilities
-from medserve.engines.openai import OpenAIEngine
+from medserve.engines._chat import OpenAIEngine
 from medserve.generation import GenerationRequest, Message, collect
 from medserve.settings import ModelSpec
 from medserve.tcp_http import TcpClient

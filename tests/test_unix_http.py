@@ -1,18 +1,22 @@
 """HTTP to a process of our own: whole and streamed answers, and every way in which the other side may fail."""
 
 import asyncio
+import json
+import resource
 import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from itertools import pairwise
 from pathlib import Path
+from time import process_time
 
 import httpx
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from medserve.unix_http import UnixClient
+from medserve.unix_http import NoSocket, UnixClient
+from tests.loops import watched
 
 HEAD = b"HTTP/1.1 200 OK\r\n"
 
@@ -158,3 +162,42 @@ async def test_leaving_hangs_up(tmp_path: Path) -> None:
     async with asyncio.timeout(1):
         await gone.wait()
     server.close()
+
+
+async def test_a_request_full_of_pictures_keeps_nobody_waiting(tmp_path: Path) -> None:
+    """Making JSON of a hundred megabytes takes half a second in which nobody else would be answered."""
+    body = {"prompt_string": "What is this?", "multimodal_data": ["QUJD" * 250_000] * 64}
+    began = process_time()
+    expected = json.dumps(body).encode()
+    in_one_go = process_time() - began
+    came = bytearray()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        head = await reader.readuntil(b"\r\n\r\n")
+        size = int(head.partition(b"content-length: ")[2].split(b"\r\n")[0])
+        while len(came) < size:
+            came.extend(await reader.read(2**20))
+        writer.write(HEAD + b"content-length: 2\r\n\r\nok")
+        await writer.drain()
+        writer.close()
+
+    server = await asyncio.start_unix_server(serve, tmp_path / "s")
+    async with watched() as holds:
+        answer = await UnixClient(str(tmp_path / "s")).post("/completion", json=body)
+    server.close()
+
+    assert b"ok" == answer.content
+    assert expected == came
+    assert holds.longest < in_one_go / 2
+
+
+async def test_a_process_that_can_open_nothing_more_is_told_so(tmp_path: Path) -> None:
+    """As any other connection that cannot be made: who watches a worker must not fall over it."""
+    usual = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with socket.socket(socket.AF_UNIX) as last:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (last.fileno(), usual[1]))
+        try:
+            with pytest.raises(NoSocket):
+                await UnixClient(str(tmp_path / "s")).get("/health")
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, usual)

@@ -18,7 +18,7 @@ from typing import Any
 import httpx
 
 from medserve.addresses import Address
-from medserve.unix_http import PIECE_BYTES, Arriving, written
+from medserve.unix_http import PIECE_BYTES, Arriving, send, written
 
 CONNECT_SECONDS = 10.0
 PAUSES = (0.1, 0.3)
@@ -94,12 +94,13 @@ class TcpClient:
             raise httpx.ConnectError("the client was closed")
         told = {"host": self.address.authority, "accept-encoding": "identity", "user-agent": "medserve"}
         told |= {**(headers or {}), **await self.showing()}
+        request = await written(method, self.address.path.rstrip("/") + url, json, told)
         connection = await self._connection()
         used = connection.since is not None
         answer = Arriving(connection.wire)
         try:
             # It is not waited for the request to have left: a server may refuse it before it has read all of it.
-            connection.writer.writelines(written(method, self.address.path.rstrip("/") + url, json, told))
+            await send(connection.writer, *request)
             await answer.begin()
             if answer.headers.get("content-encoding", "identity").lower() != "identity":
                 raise httpx.RemoteProtocolError("the server packed its answer although it was asked not to")

@@ -15,6 +15,8 @@ from typing import Any, Protocol
 import httptools
 import httpx
 
+from medserve import serialised
+
 CONNECT_SECONDS = 10.0
 AGAIN_SECONDS = 0.005
 """How long it is waited when the listener has as many connections waiting as it takes."""
@@ -22,6 +24,10 @@ PIECE_BYTES = 2**18
 MOST_HEAD_BYTES = 2**18
 MOST_WHOLE_BYTES = 2**28
 """More than any answer that is wanted whole: who sends more does not know what it was asked."""
+
+
+class NoSocket(httpx.ConnectError):
+    """This process can open no further connection; of the server that says nothing."""
 
 
 class Answer(Protocol):
@@ -68,10 +74,10 @@ class UnixClient:
         """
         if self.is_closed:
             raise httpx.ConnectError("the client was closed")
+        request = await written(method, url, json, {"host": "worker", "connection": "close", **(headers or {})})
         reader, writer = await self._connection()
         try:
-            told = {"host": "worker", "connection": "close", **(headers or {})}
-            writer.writelines(written(method, url, json, told))
+            await send(writer, *request)
             await writer.drain()
             answer = Arriving(reader)
             await answer.begin()
@@ -112,7 +118,10 @@ class UnixClient:
 
     async def _opened(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         # By hand, because it never waits, and asyncio takes a full queue for a connection (uvloop does not).
-        opened = socket.socket(socket.AF_UNIX)
+        try:
+            opened = socket.socket(socket.AF_UNIX)
+        except OSError as error:
+            raise NoSocket("this process has as many files open as it may") from error
         try:
             opened.setblocking(False)
             opened.connect(self.path)
@@ -125,14 +134,24 @@ class UnixClient:
             raise httpx.ConnectError("nobody listens") from error
 
 
-def written(method: str, url: str, json: Any, headers: Mapping[str, str]) -> tuple[bytes, bytes]:
+async def written(method: str, url: str, json: Any, headers: Mapping[str, str]) -> tuple[bytes, bytes]:
     """The head and the body of a request, as they are sent."""
-    body = b"" if json is None else json_text.dumps(json).encode()
+    body = b"" if json is None else await serialised.written(json)
     told = {**headers, "content-length": str(len(body))}
     if body:
         told["content-type"] = "application/json"
     lines = [f"{method} {url} HTTP/1.1", *(f"{name}: {value}" for name, value in told.items()), "", ""]
     return "\r\n".join(lines).encode("latin-1"), body
+
+
+async def send(writer: asyncio.StreamWriter, head: bytes, body: bytes) -> None:
+    """Hand a request over a piece at a time: a hundred megabytes of pictures at once would hold up everybody else."""
+    writer.write(head + body[:PIECE_BYTES])
+    for start in range(PIECE_BYTES, len(body), PIECE_BYTES):
+        await asyncio.sleep(0)
+        if writer.is_closing():  # the server has hung up; what it said before, if anything, is still to be read
+            return
+        writer.write(body[start : start + PIECE_BYTES])
 
 
 class Arriving:

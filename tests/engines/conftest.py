@@ -5,10 +5,10 @@ from collections.abc import AsyncIterator
 import pytest
 
 from medserve.engines import openai
+from medserve.engines._chat import OpenAIEngine
 from medserve.engines.llama_cpp import LlamaCpp
-from medserve.engines.openai import OpenAIEngine
 from medserve.engines.transformers import Transformers
-from medserve.engines.vllm import OwnVllm
+from medserve.engines.vllm.own import OwnVllm
 from medserve.settings import ModelSpec, Settings
 from tests.engines.servers import port_of
 from tests.engines.subjects import VLLM_PYTHON, batching, computing, running

@@ -10,7 +10,7 @@ import numpy as np
 from medserve.engines import llama_cpp, transformers, vllm
 from medserve.engines.llama_cpp import LlamaCpp
 from medserve.engines.transformers import Transformers
-from medserve.engines.vllm import OwnVllm
+from medserve.engines.vllm.own import OwnVllm
 from medserve.generation import GenerationRequest, Message, Part
 from medserve.images import Image, Source
 from medserve.settings import DEMO, DEMO_MODEL, ModelSpec, Settings

@@ -8,11 +8,11 @@ from contextlib import aclosing
 import pytest
 
 from medserve.engines import Engine
+from medserve.engines._chat import OpenAIEngine
 from medserve.engines.llama_cpp import LlamaCpp
-from medserve.engines.openai import OpenAIEngine
 from medserve.engines.scripted import Scripted
 from medserve.engines.transformers import Transformers
-from medserve.engines.vllm import OwnVllm
+from medserve.engines.vllm.own import OwnVllm
 from medserve.errors import InvalidRequest, NotSupported
 from medserve.generation import Chunk, Finish, Sampling, collect
 from tests.engines.subjects import VLLM_PYTHON, ask, picture

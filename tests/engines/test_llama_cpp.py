@@ -3,7 +3,9 @@
 import asyncio
 import json
 import os
+import resource
 import signal
+import socket
 from contextlib import aclosing
 from itertools import pairwise
 from typing import Any
@@ -387,6 +389,24 @@ async def test_a_worker_that_hangs_is_ended(monkeypatch: pytest.MonkeyPatch) -> 
         assert (await collect(handle.stream(ask("Which colour?", max_tokens=1)))).usage.completion
     finally:
         await handle.close()
+
+
+async def test_a_worker_that_nobody_can_ask_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A service with as many files open as it may cannot ask whether its worker is there, which says nothing of it."""
+    monkeypatch.setattr(_worker, "PROBE_SECONDS", 0.05)
+    usual = resource.getrlimit(resource.RLIMIT_NOFILE)
+    async with running() as engine:
+        with socket.socket() as last:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (last.fileno(), usual[1]))
+            try:
+                await asyncio.sleep(0.5)
+            finally:
+                resource.setrlimit(resource.RLIMIT_NOFILE, usual)
+
+        assert engine.alive
+        os.kill(engine.pid, signal.SIGSTOP)  # it is still watched
+        async with asyncio.timeout(15):
+            await engine.exited()
 
 
 async def test_closing_leaves_nothing_behind() -> None:

@@ -9,9 +9,11 @@ import httpx
 import pytest
 
 from medserve.engines import Capabilities, openai
+from medserve.engines._chat import OpenAIEngine, sse
+from medserve.engines._chat.piece import Piece
+from medserve.engines._chat.refusals import refusal, timed
 from medserve.engines._server import connected
 from medserve.engines.llama_cpp import LlamaCpp
-from medserve.engines.openai import OpenAIEngine, Piece, refusal, timed
 from medserve.errors import (
     ContextOverflow,
     EngineError,
@@ -144,7 +146,7 @@ def test_a_time_to_wait_is_believed_where_it_can_be(said: str, seconds: float | 
 @pytest.mark.parametrize(("limit", "line"), [("MOST_LINE_BYTES", b"data: x"), ("MOST_WHOLE_BYTES", b": x\n")])
 async def test_a_stream_without_an_end_is_left(monkeypatch: pytest.MonkeyPatch, limit: str, line: bytes) -> None:
     """One endless line, or endless lines that say nothing: memory is not filled until the answer's time is over."""
-    monkeypatch.setattr(openai, limit, 2**20)
+    monkeypatch.setattr(sse, limit, 2**20)
     sent = 0
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

@@ -12,11 +12,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from medserve import certificates, probing, process
-from medserve.engines import _attached, openai
-from medserve.engines._attached import Attached, patiently
+from medserve import certificates, process
+from medserve.engines import openai
+from medserve.engines._chat import OpenAIEngine
+from medserve.engines._chat.piece import Piece
+from medserve.engines._server import patience, served
+from medserve.engines._server.patience import patiently
 from medserve.engines.llama_cpp import LlamaCpp
-from medserve.engines.openai import OpenAIEngine, Piece
+from medserve.engines.openai import Attached
 from medserve.engines.transformers import Transformers
 from medserve.errors import (
     ContextOverflow,
@@ -28,7 +31,8 @@ from medserve.errors import (
     ServerLost,
 )
 from medserve.generation import Finish, Sampling, collect
-from medserve.probing import Manner
+from medserve.probing.manner import FLAGS, Manner
+from medserve.probing.trial import Heard
 from medserve.settings import Limits, ModelSpec, Settings
 from tests.engines.servers import Between, Change, Request, between, listening, port_of, read, whole
 from tests.engines.subjects import ask, picture
@@ -208,7 +212,7 @@ async def test_where_only_schemas_bind_choices_are_asked_for_as_json(llama: Llam
     """The caller gets the text, not the JSON that it came in; what llama-server refuses together is refused by name."""
     async with attached(llama, refusing("grammar", "regex", "structured_outputs", "guided_choice")) as (engine, _):
         assert "honoured by schema" == fact(engine, "choices")
-        result = await collect(engine.stream(ask("Which?", choices=("melanoma", 'a "nevus"'))))
+        result = await collect(engine.stream(ask("Which?", choices=("melanoma", 'a "nevus"'), max_tokens=96)))
         for begun in ({"prefix": "It is "}, {"thinking": 4}):
             with pytest.raises(NotSupported, match="choices after a beginning"):
                 await collect(engine.stream(ask("Which?", choices=("zq7", "zq8"), **begun)))
@@ -252,7 +256,7 @@ def anew(request: Request) -> None:
     messages = (request.body or {}).get("messages") or [{"role": ""}]
     if messages[-1]["role"] == "assistant":
         messages.append({"role": "user", "content": "Go on."})
-        for flag in probing.FLAGS:
+        for flag in FLAGS:
             request.body.pop(flag, None)
 
 
@@ -267,7 +271,7 @@ async def test_a_beginning_that_is_not_gone_on_from_is_refused(llama: LlamaCpp, 
 
 async def test_a_server_that_refuses_flags_is_given_the_beginning_alone(llama: LlamaCpp) -> None:
     """As llama-server and Ollama take it."""
-    async with attached(llama, refusing(*probing.FLAGS)) as (engine, stands):
+    async with attached(llama, refusing(*FLAGS)) as (engine, stands):
         result = await collect(engine.stream(ask("Describe the image.", prefix="Please send")))
         last = list(stands.asked())[-1]
 
@@ -464,7 +468,7 @@ async def test_a_server_that_never_ends_loading_is_given_up() -> None:
 
 async def test_a_lost_question_that_may_be_repeated_is_twice_and_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each time it is waited longer."""
-    monkeypatch.setattr(_attached, "PAUSE_SECONDS", 0.01)
+    monkeypatch.setattr(patience, "PAUSE_SECONDS", 0.01)
     asked = 0
 
     async def lost() -> None:
@@ -526,7 +530,7 @@ async def test_a_server_that_says_no_from_the_start_is_a_failed_model(llama: Lla
 @pytest.mark.parametrize(("hangs", "words"), [("/v1/models", "did not answer in time"), ("/v1/chat", "took longer")])
 async def test_a_server_that_hangs_is_left(monkeypatch: pytest.MonkeyPatch, hangs: str, words: str) -> None:
     """Whether it says nothing at all, or only nothing to a question."""
-    monkeypatch.setattr(_attached, "LOOK_SECONDS", 0.2)
+    monkeypatch.setattr(served, "LOOK_SECONDS", 0.2)
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         if (await read(reader)).path.startswith(hangs):
@@ -564,7 +568,7 @@ async def test_a_load_that_takes_too_long_in_one_probe_goes_on_without(
     """What was not answered in time is not offered; a second one without an answer ends the load."""
     late: list[str] = []
 
-    async def slow(self: Attached, request: Any) -> probing.Heard:
+    async def slow(self: Attached, request: Any) -> Heard:
         name = "schema" if request.schema else "choices" if request.choices else "prefix" if request.prefix else ""
         if name in late:
             raise EngineTimeout("late")
@@ -623,11 +627,11 @@ def test_an_echoed_beginning_is_taken_away_however_it_is_cut(pieces: list[str], 
     """And one that is another is an error."""
     rest = "".join(pieces)
     cut = [begun[:3], begun[3:], *pieces]
-    undo = _attached._After(begun)
+    undo = openai._After(begun)
 
     assert rest == "".join(undo(Piece(text=piece)).text for piece in cut)
     with pytest.raises(EngineError):
-        _attached._After(begun)(Piece(text=chr(ord(begun[0]) ^ 1)))
+        openai._After(begun)(Piece(text=chr(ord(begun[0]) ^ 1)))
 
 
 @given(choice=st.text(), size=st.integers(1, 5))
@@ -635,6 +639,6 @@ def test_a_choice_comes_out_of_its_json(choice: str, size: int) -> None:
     """In whatever pieces it came."""
     said = json.dumps(choice)
     pieces = [Piece(text=said[start : start + size]) for start in range(0, len(said), size)]
-    undo = _attached._OutOfJson()
+    undo = openai._OutOfJson()
 
     assert choice == "".join(undo(piece).text for piece in [*pieces, Piece(finish=Finish.STOP)])

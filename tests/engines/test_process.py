@@ -1,13 +1,16 @@
 """The supervisor of workers, with small children that behave badly in known ways."""
 
+import errno
 import os
 from pathlib import Path
+from time import process_time
 
 import pytest
 
 from medserve import machine, process, scratch
 from medserve.errors import MemoryShort, ModelFailed, WeightsCorrupt
 from medserve.process import Child, Progress
+from tests.loops import watched
 
 pytestmark = pytest.mark.anyio
 
@@ -44,6 +47,52 @@ async def test_a_temporary_directory_with_a_long_name_is_refused(
     with pytest.raises(ModelFailed, match="TMPDIR"):
         await child(tmp_path, GOOD + WAITS)
     assert not long.exists()
+
+
+async def test_a_directory_that_takes_long_to_make_keeps_nobody_waiting(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first one that a process makes comes after all that killed ones left: gigabytes, perhaps."""
+    usual = scratch.folder
+    took = 0.0
+
+    def slow() -> Path:
+        nonlocal took
+        began = process_time()
+        for _ in range(10_000_000):
+            pass
+        took = process_time() - began
+        return usual()
+
+    monkeypatch.setattr(scratch, "folder", slow)
+    async with watched() as holds:
+        worker = await child(tmp_path, GOOD + WAITS)
+    await worker.stop()
+
+    assert 0 < holds.longest < took / 2
+
+
+@pytest.mark.parametrize("printed", ["a notice", "3", "[]", "{}"])
+async def test_what_a_package_prints_before_the_child_begins_is_passed_over(tmp_path: Path, printed: str) -> None:
+    """An interpreter of the operator's choice may greet."""
+    worker = await child(tmp_path, f"print({printed!r}, flush=True);" + GOOD + WAITS)
+    await worker.stop()
+
+    assert {"a": 1} == worker.facts
+
+
+async def test_a_temporary_directory_without_room_is_told_with_the_remedy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As when its disk is full: no worker can have its socket there."""
+
+    def full() -> Path:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(scratch, "folder", full)
+
+    with pytest.raises(ModelFailed, match=r"No space left on device; make room in it, or set TMPDIR"):
+        await child(tmp_path, GOOD + WAITS)
 
 
 async def test_a_child_that_will_not_go_is_made_to(tmp_path: Path) -> None:

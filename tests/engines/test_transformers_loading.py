@@ -121,6 +121,16 @@ LIES: dict[str, tuple[Spoil, type[ModelFailed], str]] = {
         "config.json is no JSON",
     ),
     "no words": (lambda at: (at / "tokenizer.json").unlink(), WeightsMissing, "tokenizer.json is missing"),
+    "words cut short": (
+        lambda at: (at / "tokenizer.json").write_text((at / "tokenizer.json").read_text()[:1000]),
+        WeightsCorrupt,
+        "tokenizer.json is no JSON",
+    ),
+    "no words in the words' file": (
+        lambda at: (at / "tokenizer.json").write_text('{"model": {"type": "BPE"}}'),
+        WeightsCorrupt,
+        "tokenizer.json holds no vocabulary",
+    ),
     "no weights": (lambda at: (at / "model.safetensors").unlink(), WeightsMissing, "holds no safetensors"),
     "pickles alone": (
         lambda at: (at / "model.safetensors").rename(at / "pytorch_model.bin"),

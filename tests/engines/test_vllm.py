@@ -24,7 +24,10 @@ from hypothesis import strategies as st
 from medserve import certificates, process, thinking
 from medserve.certificates import Certificate, Check, Outcome, Verdict
 from medserve.engines import vllm
-from medserve.engines.vllm import OwnVllm, Vllm, further
+from medserve.engines.vllm import arguments as vllm_arguments
+from medserve.engines.vllm.arguments import further
+from medserve.engines.vllm.dialect import NEVER, Vllm
+from medserve.engines.vllm.own import OwnVllm
 from medserve.errors import (
     ContextOverflow,
     EngineError,
@@ -42,7 +45,10 @@ from medserve.process import Progress
 from medserve.settings import DEMO, Limits, ModelSpec, Settings
 from medserve.text import CLOSING, OPENING
 from medserve.unix_http import UnixClient
-from medserve.workers import vllm as worker
+from medserve.workers.vllm.command import TEMPLATE
+from medserve.workers.vllm.environment import one_gpu
+from medserve.workers.vllm.log import explained
+from medserve.workers.vllm.memory import PROCESS_BYTES
 from tests.engines import vllm_stand_in
 from tests.engines.servers import Request, between, whole
 from tests.engines.subjects import ask, picture
@@ -375,7 +381,7 @@ def test_arguments_that_would_open_it_are_refused_by_name(arguments: list[str]) 
     assert "secret" not in caught.value.message
 
 
-@pytest.mark.parametrize(("name", "setting"), vllm.OURS.items())
+@pytest.mark.parametrize(("name", "setting"), vllm_arguments.OURS.items())
 def test_arguments_with_a_setting_of_their_own_name_it(name: str, setting: str) -> None:
     """There is one way to say how long a context is."""
     with pytest.raises(ModelFailed, match=f"set `{setting}`"):
@@ -415,7 +421,7 @@ async def test_memory_is_asked_for_before_anything_is_started(tmp_path: Path) ->
     with looking_on(room=1000) as onlooker, pytest.raises(MemoryShort):
         await vllm.start(SPEC.model_copy(update={"python": python}), Settings(home=tmp_path / "home"))
 
-    assert 3 * worker.PROCESS_BYTES < onlooker.asked[0] < 3 * worker.PROCESS_BYTES + 2**30
+    assert 3 * PROCESS_BYTES < onlooker.asked[0] < 3 * PROCESS_BYTES + 2**30
     assert not (tmp_path / "was-started").exists()
 
 
@@ -487,10 +493,10 @@ async def test_what_cannot_be_done_by_this_build_is_said(tmp_path: Path) -> None
 
 def test_one_gpu_is_one_of_the_visible() -> None:
     """By the number that it has among them; none is taken that was hidden."""
-    assert "1" == worker.one_gpu("cuda:1", None)
-    assert "5" == worker.one_gpu("cuda:1", "4,5")
+    assert "1" == one_gpu("cuda:1", None)
+    assert "5" == one_gpu("cuda:1", "4,5")
     with pytest.raises(ModelFailed, match="leaves 2 GPUs"):
-        worker.one_gpu("cuda:2", "4,5")
+        one_gpu("cuda:2", "4,5")
 
 
 def test_the_doctor_tells_of_vllm_where_it_is_declared() -> None:
@@ -510,7 +516,7 @@ async def test_settings_that_mean_nothing_here_are_refused(tmp_path: Path) -> No
 
 # --- the prompt -------------------------------------------------------------------------------------------------------
 
-OURS = jinja2.Environment(autoescape=False).from_string(worker.TEMPLATE)  # noqa: S701 - prompts are no HTML
+OURS = jinja2.Environment(autoescape=False).from_string(TEMPLATE.read_text())  # noqa: S701 - prompts are no HTML
 THEIRS = jinja2.Environment(autoescape=False).from_string((DEMO / "chat_template.jinja").read_text())  # noqa: S701
 TEXTS = st.text(st.sampled_from("ab \n\t"), max_size=6)
 PARTS = st.lists(st.one_of(st.just({"type": "image"}), TEXTS.map(lambda text: {"type": "text", "text": text})))
@@ -664,7 +670,7 @@ async def test_thinking_is_forbidden_by_its_mark(engine: OwnVllm) -> None:
     forbidden = await engine._body(ask("Which colour?", thinking=0))
     wanted = await engine._body(thinking.first_stage(ask("Which colour?", thinking=8)))
 
-    assert {str(MARKS.index(OPENING)): vllm.NEVER} == forbidden["logit_bias"]
+    assert {str(MARKS.index(OPENING)): NEVER} == forbidden["logit_bias"]
     assert wanted["messages"][-1] == {"role": "assistant", "content": OPENING + "thought\n"}
     assert engine.capabilities.thinking
 
@@ -923,10 +929,10 @@ def test_reasons_are_found_in_the_log(line: str, reason: str) -> None:
     """Beneath vLLM's own prefixes, and not taken for what merely follows from them."""
     lines = [line, "(APIServer pid=1) RuntimeError: Engine core initialization failed. See root cause above."]
 
-    assert f"vLLM could not start: {reason}" == worker.explained(1, lines)
+    assert f"vLLM could not start: {reason}" == explained(1, lines)
 
 
 def test_a_silent_end_is_told_by_its_signal() -> None:
     """As when the system has ended it."""
-    assert "was ended by signal 9 while it started and gave no reason; the machine may" in worker.explained(-9, [])
-    assert "ended with status 3" in worker.explained(3, ["INFO all is well"])
+    assert "was ended by signal 9 while it started and gave no reason; the machine may" in explained(-9, [])
+    assert "ended with status 3" in explained(3, ["INFO all is well"])

@@ -20,7 +20,7 @@ import pytest
 from medserve.engines import transformers, vllm
 from medserve.engines.llama_cpp import LlamaCpp
 from medserve.engines.transformers import Transformers
-from medserve.engines.vllm import OwnVllm
+from medserve.engines.vllm.own import OwnVllm
 from medserve.errors import ContextOverflow, InvalidRequest, ModelFailed, WorkerCrashed
 from medserve.generation import Finish, LabelScores, Sampling, collect
 from medserve.models import ModelHandle, State

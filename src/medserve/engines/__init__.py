@@ -2,18 +2,22 @@
 
 A module is an engine when it defines `async def start(model: ModelSpec, settings: Settings) -> Engine`, raising a
 `ModelFailed` that says why when it cannot. Its name is the module's name with `-` for `_`; other distributions add
-engines by the entry point group `medserve.engines`.
+engines by the entry point group `medserve.engines`. Beside `start` the module may define `examine` (see `Examine`) and
+`WEIGHTS`, what the `path` of its models has to be.
 """
 
+import sys
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AbstractContextManager, asynccontextmanager
 from dataclasses import dataclass
+from enum import StrEnum
 from importlib import import_module
 from importlib.metadata import entry_points
 from pkgutil import iter_modules
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 from medserve.errors import ModelFailed
+from medserve.footprint import Need
 from medserve.generation import Chunk, GenerationRequest, LabelScores
 from medserve.images import Image
 from medserve.imaging.preprocess import VisionInput
@@ -150,6 +154,34 @@ Both are found in `medserve.process`; an engine that starts its worker with `pro
 """
 
 
+class Weights(StrEnum):
+    """What the `path` of an engine's models names."""
+
+    FILE = "file"
+    FOLDER = "folder"
+
+
+@dataclass(frozen=True)
+class Outlook:
+    """How a model would run, as far as that can be known before it is started.
+
+    `words` say by what and where; `need` is what it takes of this machine's memory, None where that is not known or
+    nothing. `warning` says what stands in the way of its use although it would be started, and what to do.
+    """
+
+    words: str = ""
+    need: Need | None = None
+    warning: str = ""
+
+
+Examine = Callable[[ModelSpec, Settings], Awaitable[Outlook]]
+"""Makes the checks of `start` and starts nothing: raises, within seconds, the very ModelError that `start` would.
+
+A server that somebody else runs is asked what it is and what it has, once and without patience, and no question. Who
+calls sees to it that a server which hangs is not waited for.
+"""
+
+
 SPECIAL = (
     "python", "precision", "quantise", "device", "parallel", "arguments", "served", "key_variable", "key_file", "ca",
 )  # fmt: skip
@@ -178,6 +210,23 @@ def find(name: str) -> Start:
         plugged: Start = entry.load()
         return plugged
     raise ModelFailed(f"no engine has that name; there are: {', '.join(built_in())}", param="engine")
+
+
+def examiner(name: str) -> Examine | None:
+    """What looks at models of that engine before they are started; None where it has none. Raises as `find` does."""
+    found: Examine | None = _beside(find(name), "examine")
+    return found
+
+
+def weights(name: str) -> Weights | None:
+    """What the path of a model of that engine names; None where it does not say. Raises as `find` does."""
+    found: Weights | None = _beside(find(name), "WEIGHTS")
+    return found
+
+
+def _beside(start: Start, what: str) -> Any:
+    """What the module of an engine's `start` defines beside it."""
+    return getattr(sys.modules.get(getattr(start, "__module__", "")), what, None)
 
 
 def built_in() -> tuple[str, ...]:

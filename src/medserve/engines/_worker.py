@@ -1,19 +1,20 @@
 """What all engines with a worker process share: one that hangs is ended, one that dies is missed at once."""
 
 import asyncio
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from typing import Any, TypeVar
 
 import httpx
 import structlog
 
 from medserve.engines import Capabilities
-from medserve.engines.openai import OpenAIEngine
+from medserve.engines._chat import OpenAIEngine
 from medserve.errors import EngineError, MedserveError, WorkerCrashed
 from medserve.imaging.preprocess import VisionInput
 from medserve.process import Child
 from medserve.settings import ModelSpec
-from medserve.unix_http import UnixClient
+from medserve.unix_http import NoSocket, UnixClient
 
 log = structlog.get_logger()
 
@@ -52,6 +53,9 @@ class WorkerEngine(OpenAIEngine):
         self._child = child
         self._watch: asyncio.Task[None] | None = None
 
+    async def introduce(self) -> None:
+        """Learn from the worker what its facts do not tell; most need not."""
+
     def watch(self) -> None:
         """From now on end the worker when it no longer says that it is there: all its work fails, and it is not alive.
 
@@ -69,10 +73,12 @@ class WorkerEngine(OpenAIEngine):
         await self._child.stop(grace=0)
 
     async def _responds(self) -> bool:
-        """Whether the worker's listener answers at all, be it busy or not."""
+        """Whether the worker's listener answers at all, be it busy or not. That nobody can ask is not its fault."""
         try:
             async with asyncio.timeout(PROBE_SECONDS):
                 await self._client.get("/health")
+        except NoSocket:
+            return True
         except (TimeoutError, httpx.HTTPError):
             return False
         return True
@@ -106,3 +112,27 @@ class WorkerEngine(OpenAIEngine):
         except TimeoutError:
             return EngineError(f"the worker of {self.name} hung up on this request; ask again")
         return WorkerCrashed(f"the worker of {self.name} ended with work to do; it is started anew by the next request")
+
+
+E = TypeVar("E", bound=WorkerEngine)
+
+
+@asynccontextmanager
+async def ended_on_failure(child: Child) -> AsyncIterator[None]:
+    """End a worker, of which nobody else knows yet, where no engine comes of what it says of itself."""
+    try:
+        yield
+    except BaseException:
+        await child.stop(grace=0)
+        raise
+
+
+async def ready(engine: E) -> E:
+    """The engine, once it has learnt from its worker what it must know; from now on that is watched."""
+    try:
+        await engine.introduce()
+        engine.watch()
+    except BaseException:
+        await engine.close()
+        raise
+    return engine

@@ -22,10 +22,11 @@ from math import exp, fsum, log
 from pathlib import Path
 from typing import Any
 
-from medserve import machine, thinking
-from medserve.engines import refuse_unused
-from medserve.engines._worker import WorkerEngine, capabilities
-from medserve.engines.openai import CONNECT_SECONDS, Piece, seconds
+from medserve import footprint, machine, thinking
+from medserve.engines import Outlook, Weights, refuse_unused
+from medserve.engines._chat.piece import Piece, seconds
+from medserve.engines._labels import refuse_senseless, refuse_thinking, tokens_after
+from medserve.engines._worker import WorkerEngine, capabilities, ended_on_failure, ready
 from medserve.errors import (
     EngineError,
     ImageTooLarge,
@@ -35,6 +36,7 @@ from medserve.errors import (
     NotSupported,
     WeightsMissing,
 )
+from medserve.footprint import Need
 from medserve.generation import (
     JSON_LAYOUT,
     Finish,
@@ -47,14 +49,19 @@ from medserve.generation import (
     Usage,
 )
 from medserve.images import Image
+from medserve.probing.wording import alternatives
 from medserve.process import Child
 from medserve.settings import ModelSpec, Settings
 from medserve.text import CLOSING, OPENING, neutralise
+from medserve.threads import in_thread
 
 WORKER = "medserve.workers.llama_cpp"
+READER = "medserve.workers.gguf_plan"
+WEIGHTS = Weights.FILE
 BOS = "<bos>"
 END_OF_TURN = "<end_of_turn>"
 ANSWER = "<start_of_turn>model\n"
+CONNECT_SECONDS = 10.0
 MARKS_AROUND_IMAGE = 2
 """<start_of_image> and <end_of_image>, which stand in the prompt beside the image's own tokens."""
 SCORED_ALTERNATIVES = 20
@@ -69,6 +76,16 @@ DRAWN_AT_RANDOM = 2**32 - 1
 
 async def start(model: ModelSpec, settings: Settings) -> "LlamaCpp":
     """Load the model in a worker of its own; raises ModelFailed, which says why and what to do."""
+    spec = order(model)
+    environment = {"GOMP_SPINCOUNT": "600", "GGML_NO_BACKTRACE": "1", "OMP_NUM_THREADS": str(spec["threads"])}
+    child = await Child.start(WORKER, spec, seconds=settings.limits.load_seconds, environment=environment)
+    async with ended_on_failure(child):
+        engine = LlamaCpp(model, child, seconds=settings.limits.answer_seconds)
+    return await ready(engine)
+
+
+def order(model: ModelSpec) -> dict[str, Any]:
+    """What a worker is told of the model that it is to load; raises ModelFailed for settings that it could not obey."""
     if model.path is None:
         raise WeightsMissing(f"{model.name} has no path; name its GGUF file", param="path")
     if model.quantise is not None:
@@ -77,27 +94,23 @@ async def start(model: ModelSpec, settings: Settings) -> "LlamaCpp":
             param="quantise",
         )
     refuse_unused(model)
-    spec = {
+    return {
         "weights": str(model.path),
         "projector": _text(model.projector or projector_beside(model.path)),
         "context": model.context,
         "slots": model.slots,
         "threads": model.threads or machine.processors(),
     }
-    environment = {"GOMP_SPINCOUNT": "600", "GGML_NO_BACKTRACE": "1", "OMP_NUM_THREADS": str(spec["threads"])}
-    child = await Child.start(WORKER, spec, seconds=settings.limits.load_seconds, environment=environment)
-    try:
-        engine = LlamaCpp(model, child, seconds=settings.limits.answer_seconds)
-    except BaseException:  # facts that are not what they should be: nobody else knows of the worker
-        await child.stop(grace=0)
-        raise
-    try:
-        await engine.introduce()
-        engine.watch()
-    except BaseException:
-        await engine.close()
-        raise
-    return engine
+
+
+def need(model: ModelSpec) -> Need:
+    """What the model takes, by the headers of its files; raises ModelFailed as `start` would. Blocking."""
+    return Need.of(footprint.asked(READER, order(model))["need"])
+
+
+async def examine(model: ModelSpec, settings: Settings) -> Outlook:
+    """What is known of the model before it is started; see `Examine`."""
+    return Outlook(need=await in_thread(need, model))
 
 
 def _text(path: Path | None) -> str | None:
@@ -215,7 +228,7 @@ class LlamaCpp(WorkerEngine):
         if request.stop:
             body["stop"] = list(request.stop)
         if request.choices:  # like a schema, they bind what follows the prefix
-            body["grammar"] = "root ::= " + " | ".join(_literal(choice) for choice in request.choices)
+            body["grammar"] = alternatives(request.choices)
         if request.schema is not None:
             body["json_schema"] = await self._compact(request.schema)
         if request.top_logprobs is not None:
@@ -299,7 +312,7 @@ class LlamaCpp(WorkerEngine):
 
     async def _count(self, text: str, *, first: bool) -> int:
         """The number of a text's tokens as part of a prompt, the <bos> before the first included."""
-        return first + await self._counted(text, lambda: self._length(text))
+        return first + await self._text_counts.of(text, lambda: self._length(text))
 
     async def _length(self, text: str) -> int:
         return len(await self._ids(text, control=True))
@@ -368,11 +381,9 @@ class LlamaCpp(WorkerEngine):
         tokens that the model knows. `usage` counts the prompt once. Where thinking is forbidden, the probabilities are
         those of a model that cannot begin to think.
         """
-        if not labels or not all(labels) or len(set(labels)) < len(labels):
-            raise InvalidRequest("labels must be different texts, none of them empty", param="labels")
+        refuse_senseless(labels)
         self.check(replace(request, schema=None, choices=()))
-        if request.thinking:
-            raise InvalidRequest("labels are scored without thinking; set it to 0 or leave it out", param="thinking")
+        refuse_thinking(request)
         deadline = self._deadline()
         async with self._place(request, deadline):
             paths = {label: await self._path(request.prefix, label) for label in labels}
@@ -392,10 +403,8 @@ class LlamaCpp(WorkerEngine):
     async def _path(self, prefix: str, label: str) -> tuple[int, ...]:
         """The tokens of a label after the prefix, and the end of turn."""
         stem = prefix.rstrip(" ")
-        whole, known = await self._ids(prefix + label, control=False), await self._ids(stem, control=False)
-        if whole[: len(known)] != known:  # the two grow together; then the label stands for itself
-            whole, known = await self._ids(prefix[len(stem) :] + label, control=False), ()
-        return (*whole[len(known) :], self._ends[END_OF_TURN])
+        path = await tokens_after(prefix, stem, label, lambda text: self._ids(text, control=False))
+        return (*path, self._ends[END_OF_TURN])
 
     async def _forced(self, prompt: Prompt, path: tuple[int, ...], deadline: float) -> dict[str, Any]:
         """One answer that is made to be `path`, with the raw log-probabilities of its tokens."""
@@ -485,12 +494,6 @@ def _sampling(sampling: Sampling) -> dict[str, Any]:
         "frequency_penalty": sampling.frequency_penalty,
         "seed": DRAWN_AT_RANDOM if sampling.seed is None else min(sampling.seed, DRAWN_AT_RANDOM - 1),
     }
-
-
-def _literal(text: str) -> str:
-    """A text as GBNF writes it."""
-    escapes = {"\\": "\\\\", '"': '\\"', "\n": "\\n", "\r": "\\r", "\t": "\\t"}
-    return '"' + "".join(escapes.get(character, character) for character in text) + '"'
 
 
 def _logprob(entry: Mapping[str, Any]) -> TokenLogprob:

@@ -11,23 +11,29 @@ from dataclasses import replace
 from json import loads
 from typing import Any
 
-from medserve import machine, thinking
-from medserve.engines import refuse_unused
-from medserve.engines._worker import WorkerEngine, capabilities
-from medserve.engines.openai import Piece, refusal, seconds
+from medserve import footprint, machine, thinking
+from medserve.engines import Outlook, Weights, refuse_unused
+from medserve.engines._chat.piece import Piece, seconds
+from medserve.engines._chat.refusals import refusal
+from medserve.engines._labels import refuse_senseless, refuse_thinking
+from medserve.engines._worker import WorkerEngine, capabilities, ended_on_failure, ready
 from medserve.errors import (
     EngineError,
-    InvalidRequest,
     MedserveError,
     NotSupported,
     WeightsMissing,
     by_code,
 )
+from medserve.footprint import Need
 from medserve.generation import GenerationRequest, LabelScores, Message, Part, Usage
 from medserve.process import Child
 from medserve.settings import ModelSpec, Settings
+from medserve.threads import in_thread
 
 WORKER = "medserve.workers.transformers"
+READER = "medserve.workers.transformers.plan"
+DEVICES = "medserve.workers.transformers.devices"
+WEIGHTS = Weights.FOLDER
 ENVIRONMENT = {
     "HF_HUB_OFFLINE": "1",
     "TRANSFORMERS_OFFLINE": "1",
@@ -45,7 +51,6 @@ async def start(model: ModelSpec, settings: Settings) -> "Transformers":
 
 async def launch(model: ModelSpec, settings: Settings, *, causal_images: bool = False) -> "Transformers":
     """As `start`; `causal_images` masks pictures as text is, which `verify` compares faulty builds with."""
-    refuse_unused(model, "python", "precision", "quantise", "device")
     spec = order(model)
     child = await Child.start(
         WORKER,
@@ -54,17 +59,14 @@ async def launch(model: ModelSpec, settings: Settings, *, causal_images: bool = 
         environment={**ENVIRONMENT, "OMP_NUM_THREADS": str(spec["threads"])},
         python=model.python,
     )
-    try:
+    async with ended_on_failure(child):
         engine = Transformers(model, child, seconds=settings.limits.answer_seconds)
-    except BaseException:  # facts that are not what they should be: nobody else knows of the worker
-        await child.stop(grace=0)
-        raise
-    engine.watch()
-    return engine
+    return await ready(engine)
 
 
 def order(model: ModelSpec) -> dict[str, Any]:
-    """What a worker is told of the model that it is to load; raises ModelFailed where it is not told where that is."""
+    """What a worker is told of the model that it is to load; raises ModelFailed for settings that it could not obey."""
+    refuse_unused(model, "python", "precision", "quantise", "device")
     if model.path is None:
         raise WeightsMissing(f"{model.name} has no path; name its folder of safetensors", param="path")
     return {
@@ -77,6 +79,26 @@ def order(model: ModelSpec) -> dict[str, Any]:
         "device": model.device,
         "reuse": model.reuse,
     }
+
+
+def need(model: ModelSpec) -> Need:
+    """What the model takes, by the headers of its folder; raises ModelFailed as `start` would. Blocking."""
+    return Need.of(footprint.asked(READER, order(model))["need"])
+
+
+async def examine(model: ModelSpec, settings: Settings) -> Outlook:
+    """What is known of the model before it is started, and where torch would compute it; see `Examine`."""
+    takes = await in_thread(need, model)  # first, because it takes no torch to see that a folder is no model
+    if model.device == "cpu":
+        return Outlook("it computes on the processor, as its device says", takes)
+    seen = await in_thread(footprint.asked, DEVICES, order(model), python=model.python)
+    gpus = f"{len(seen['gpus'])} GPU(s): {', '.join(seen['gpus'])}" if seen["gpus"] else "no GPU"
+    words = f"torch {seen['torch']} sees {gpus}"
+    if seen["room"]:
+        return Outlook(words, replace(takes, room=seen["room"]))
+    if takes.gpu:
+        return Outlook(words, takes, "the driver has a GPU that torch does not see; install a build of torch with CUDA")
+    return Outlook(f"{words}, so it computes on the processor", takes)
 
 
 class Transformers(WorkerEngine):
@@ -146,11 +168,9 @@ class Transformers(WorkerEngine):
         tokens that the model knows. `usage` counts the prompt once. Where thinking is forbidden, the probabilities are
         those of a model that cannot begin to think.
         """
-        if not labels or not all(labels) or len(set(labels)) < len(labels):
-            raise InvalidRequest("labels must be different texts, none of them empty", param="labels")
+        refuse_senseless(labels)
         self.check(replace(request, schema=None, choices=()))
-        if request.thinking:
-            raise InvalidRequest("labels are scored without thinking; set it to 0 or leave it out", param="thinking")
+        refuse_thinking(request)
         deadline = self._deadline()
         async with self._place(request, deadline):
             body = {**await self._body(request), "labels": list(labels)}

@@ -4,24 +4,22 @@ One JSON line in, as the engine's worker takes it, one out: `{"need": {...}}` wi
 context, or `{"error": {"code": ..., "message": ...}}`.
 """
 
-import json
-import sys
 from dataclasses import asdict
+from typing import Any
 
-from medserve.errors import MedserveError
 from medserve.workers.llama_cpp import Spec, examine
+from medserve.workers.parent import answer
 
 
 def main() -> None:
     """Answer what standard input asks."""
-    spec = Spec.of(json.loads(sys.stdin.readline()))
-    try:
-        found = examine(spec)
-    except MedserveError as error:
-        said: dict[str, object] = {"error": {"code": error.code, "message": error.message}}
-    else:
-        said = {"need": {**asdict(found.need), "context": found.context}}
-    sys.stdout.write(json.dumps(said) + "\n")
+    answer(lambda asked: planned(Spec.of(asked)))
+
+
+def planned(spec: Spec) -> dict[str, Any]:
+    """What the model of a spec needs; raises ModelFailed when its files are no model."""
+    found = examine(spec)
+    return {"need": {**asdict(found.need), "context": found.context}}
 
 
 if __name__ == "__main__":

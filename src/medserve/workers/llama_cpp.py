@@ -78,7 +78,7 @@ def main() -> None:
     try:
         server, facts = load(spec, parent)
     except MedserveError as error:
-        parent.say({"error": {"code": error.code, "message": error.message}})
+        parent.fail(error)
         sys.exit(1)
     parent.say({"ready": facts})
     watcher.join()

@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any
 import uvicorn
 from starlette.applications import Starlette
 
-from medserve.errors import MedserveError, ModelFailed
+from medserve.errors import MedserveError
 from medserve.workers.parent import Parent
+from medserve.workers.transformers import loading
 from medserve.workers.transformers.folder import Spec
 
 if TYPE_CHECKING:
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
 
 SOCKET = "http.sock"
 BACKLOG = 512
-MISSING = 'transformers or torch is not installed here; run: pip install "medserve[transformers]"'
 
 
 def main() -> None:
@@ -37,7 +37,7 @@ def main() -> None:
     try:
         run(spec, parent)
     except MedserveError as error:
-        parent.say({"error": {"code": error.code, "message": error.message}})
+        parent.fail(error)
         sys.exit(1)
 
 
@@ -58,16 +58,10 @@ def run(spec: Spec, parent: Parent) -> None:
 
 def load(spec: Spec, parent: Parent) -> tuple["Decoder", Starlette, dict[str, Any]]:
     """What answers, what listens, and the facts about both."""
-    try:
-        from medserve.workers.transformers import loading
-
+    with loading.packages():
         loaded = loading.load(spec, parent.ask_for, parent.tell)
         parent.tell("preparing to answer")
         return answering(loaded, spec)
-    except ImportError as error:
-        if (error.name or "").startswith("medserve"):  # our own mistake, for which nothing can be installed
-            raise
-        raise ModelFailed(f"{MISSING} ({error.name} is missing)") from None
 
 
 def answering(loaded: "Loaded", spec: Spec) -> tuple["Decoder", Starlette, dict[str, Any]]:

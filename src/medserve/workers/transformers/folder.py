@@ -1,13 +1,13 @@
 """A folder is a whole Gemma 3 model in safetensors, or it is said what is wrong with it, before anything is loaded.
 
-Only JSON and the headers of the weights are read, in milliseconds and without torch. Nothing in a folder is ever run:
+Only JSON and the headers of the weights are read, within a second and without torch. Nothing in a folder is ever run:
 pickles and code of its own are refused whatever they hold.
 """
 
 import json
 import re
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from hashlib import sha256
 from math import isqrt, prod
@@ -24,6 +24,8 @@ READING = "Gemma3ForCausalLM"
 ARCHITECTURES = (SEEING, READING)
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
+MARKS = ("<bos>", "<start_of_turn>", "<end_of_turn>")
+AROUND_IMAGES = ("<start_of_image>", "<image_soft_token>", "<end_of_image>")
 MOST_HEADER_BYTES = 100 * 2**20
 """The limit of the format's own reader."""
 MOST_LAYERS = 1000
@@ -269,7 +271,7 @@ def examine(spec: Spec) -> Examined:
     architecture = _architecture(config)
     text = Text.of(config.get("text_config", {}) if architecture == SEEING else config)
     vision = _vision(folder, config) if architecture == SEEING else None
-    _vocabulary(folder)
+    _vocabulary(folder, text, vision)
     tensors = _tensors(folder)
     _complete(tensors, text, vision)
     fingerprint = _fingerprint(folder, tensors)
@@ -417,9 +419,38 @@ def _processor(folder: Path, vision: Vision) -> None:
     raise WeightsMissing("preprocessor_config.json is missing beside the weights; pull the model again")
 
 
-def _vocabulary(folder: Path) -> None:
-    if not (folder / "tokenizer.json").is_file():
-        raise WeightsMissing("tokenizer.json is missing beside the weights; pull the model again")
+def _vocabulary(folder: Path, text: Text, vision: Vision | None) -> None:
+    """The tokenizer's file is whole and may be that of the weights; what it is loaded as is looked at again."""
+    said = _json(folder / "tokenizer.json")
+    model, added = said.get("model"), said.get("added_tokens")
+    vocabulary = model.get("vocab") if isinstance(model, dict) else None
+    if not isinstance(vocabulary, dict) or not vocabulary:
+        raise WeightsCorrupt("tokenizer.json holds no vocabulary; fetch it again")
+    words = set(vocabulary) | {str(token.get("content")) for token in added or () if isinstance(token, dict)}
+    check_words(words | _named(folder), text, vision, len(words))
+
+
+def check_words(words: Collection[str], text: Text, vision: Vision | None, tokens: int) -> None:
+    """Raise WeightsCorrupt where these words lack Gemma's marks, or there are more tokens than the weights know."""
+    for mark in (*MARKS, *(AROUND_IMAGES if vision else ())):
+        if mark not in words:
+            raise WeightsCorrupt(f"the vocabulary lacks {mark}; tokenizer.json is not Gemma's: fetch it again")
+    if tokens > text.vocabulary + 1:  # Gemma's soft token stands beyond the embedding
+        raise WeightsCorrupt(
+            f"tokenizer.json has {tokens} tokens and the weights {text.vocabulary}: they belong to different models; "
+            "fetch both again"
+        )
+
+
+def _named(folder: Path) -> set[str]:
+    """The special tokens that tokenizer_config.json names: transformers adds those which tokenizer.json lacks."""
+    if not (folder / "tokenizer_config.json").is_file():
+        return set()
+    said = _json(folder / "tokenizer_config.json")
+    named = {value for value in said.values() if isinstance(value, str)}
+    added = said.get("added_tokens_decoder")
+    entries = added.values() if isinstance(added, dict) else ()
+    return named | {str(entry.get("content")) for entry in entries if isinstance(entry, dict)}
 
 
 def _title(folder: Path, config: Mapping[str, Any]) -> str:

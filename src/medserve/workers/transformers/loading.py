@@ -5,6 +5,7 @@ pixels on every machine.
 """
 
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
@@ -13,7 +14,7 @@ from medserve.errors import ModelFailed, WeightsCorrupt
 from medserve.residency import size
 from medserve.workers.transformers import folder
 from medserve.workers.transformers.folder import SEEING, Examined, Need, Spec
-from medserve.workers.transformers.prompts import IMAGE_BEGIN, IMAGE_END, IMAGE_TOKEN, Prompts
+from medserve.workers.transformers.prompts import Prompts
 
 GPU_BYTES = 3 * 2**30
 """What is asked of the machine's memory for a model on GPUs: CUDA's libraries, and the weights on their way there."""
@@ -23,6 +24,8 @@ BFLOAT16_SINCE = (8, 0)
 """The compute capability from which NVIDIA's GPUs compute in bfloat16."""
 NEW_BOUND = 50
 """How often, at most, it is told how far the reading is."""
+
+MISSING = 'transformers or torch is not installed here; run: pip install "medserve[transformers]"'
 
 Tell = Callable[[str, float | None], None]
 """Takes what is being done, and which share of it is, 0 to 1, where that is known."""
@@ -49,7 +52,7 @@ class Loaded:
 
 
 @dataclass(frozen=True)
-class _Place:
+class Place:
     """Where a model computes and in what: the GPUs' numbers (none: the processor), and the precision's name."""
 
     gpus: tuple[int, ...]
@@ -63,6 +66,17 @@ class _Place:
         return "auto" if len(self.gpus) > 1 else {"": self.gpus[0]}
 
 
+@contextmanager
+def packages() -> Iterator[None]:
+    """Where a package cannot be imported, the error says how to get it."""
+    try:
+        yield
+    except ImportError as error:
+        if (error.name or "").startswith("medserve"):  # our own mistake, for which nothing can be installed
+            raise
+        raise ModelFailed(f"{MISSING} ({error.name} is missing)") from None
+
+
 def load(spec: Spec, ask_for: Callable[[int], None], tell: Tell) -> Loaded:
     """The model of a spec; raises ModelFailed with the reason and what would work instead.
 
@@ -71,7 +85,7 @@ def load(spec: Spec, ask_for: Callable[[int], None], tell: Tell) -> Loaded:
     found = folder.examine(spec)
     folder.precision(spec, gpu=True)  # refused before torch is imported, which takes seconds
     tell("importing torch and transformers", None)
-    place = _place(spec)
+    place = place_of(spec)
     need = found.need(spec, place.precision)
     if place.gpus:
         _fits(found, spec, place, need)
@@ -91,7 +105,7 @@ def load(spec: Spec, ask_for: Callable[[int], None], tell: Tell) -> Loaded:
     )
 
 
-def _place(spec: Spec) -> _Place:
+def place_of(spec: Spec) -> Place:
     """Where torch can compute as wanted; raises ModelFailed when it sees no such device."""
     import torch
 
@@ -110,7 +124,7 @@ def _place(spec: Spec) -> _Place:
         wanted = (number,)
     elif spec.device == "cuda":
         wanted = (0,)
-    return _Place(wanted, _precision(spec, wanted))
+    return Place(wanted, _precision(spec, wanted))
 
 
 def _precision(spec: Spec, gpus: tuple[int, ...]) -> str:
@@ -127,7 +141,7 @@ def _precision(spec: Spec, gpus: tuple[int, ...]) -> str:
     )
 
 
-def _fits(found: Examined, spec: Spec, place: _Place, need: Need) -> None:
+def _fits(found: Examined, spec: Spec, place: Place, need: Need) -> None:
     """Raise ModelFailed, with the next smaller choice, when the GPUs have less free than the model takes."""
     import torch
 
@@ -161,18 +175,7 @@ def _reader(found: Examined, spec: Spec) -> tuple[Any, Any | None]:
 
 def _prompts(tokenizer: Any, processor: Any | None, found: Examined) -> Prompts:
     """What makes prompts, once it is clear that the vocabulary is Gemma's and the weights' own."""
-    marks = ["<bos>", "<start_of_turn>", "<end_of_turn>"]
-    if found.vision is not None:
-        marks += [IMAGE_BEGIN, IMAGE_TOKEN, IMAGE_END]
-    known = tokenizer.get_vocab()
-    for mark in marks:
-        if mark not in known:
-            raise WeightsCorrupt(f"the vocabulary lacks {mark}; tokenizer.json is not Gemma's: fetch it again")
-    if len(tokenizer) > found.text.vocabulary + 1:  # Gemma's soft token stands beyond the embedding
-        raise WeightsCorrupt(
-            f"tokenizer.json has {len(tokenizer)} tokens and the weights {found.text.vocabulary}: they belong to "
-            "different models; fetch both again"
-        )
+    folder.check_words(tokenizer.get_vocab(), found.text, found.vision, len(tokenizer))
     vision = found.vision
     return Prompts(tokenizer, processor, image_tokens=vision.tokens if vision else 0, size=vision.size if vision else 0)
 
@@ -180,7 +183,7 @@ def _prompts(tokenizer: Any, processor: Any | None, found: Examined) -> Prompts:
 # --- the weights -----------------------------------------------------------------------------------------------------
 
 
-def _model(found: Examined, spec: Spec, place: _Place, tell: Tell) -> Any:
+def _model(found: Examined, spec: Spec, place: Place, tell: Tell) -> Any:
     import torch
     import transformers
     from transformers.utils import logging
@@ -232,7 +235,7 @@ class _Watched:
                 self._tell("reading the weights", number / total)
 
 
-def _most(place: _Place) -> dict[int, int] | None:
+def _most(place: Place) -> dict[int, int] | None:
     """What accelerate may put on each of several GPUs; nothing is ever left to the processor or the disk."""
     if len(place.gpus) < 2:
         return None
@@ -241,7 +244,7 @@ def _most(place: _Place) -> dict[int, int] | None:
     return {number: int(torch.cuda.mem_get_info(number)[0] * (1 - SPARED)) for number in place.gpus}
 
 
-def _quantisation(found: Examined, spec: Spec, place: _Place) -> Any:
+def _quantisation(found: Examined, spec: Spec, place: Place) -> Any:
     """How bitsandbytes packs the layers of the text; vision part, projector and head stay as they are.
 
     The names are full paths: transformers 5 takes no others.
@@ -274,7 +277,7 @@ def _read_whole(read: Any) -> None:
             )
 
 
-def _on_devices(model: Any, place: _Place) -> None:
+def _on_devices(model: Any, place: Place) -> None:
     """Accelerate moves what does not fit to the processor or the disk, where it would answer a hundred times slower."""
     spread = {str(device) for device in getattr(model, "hf_device_map", {}).values()}
     if place.gpus and spread & {"cpu", "disk"}:
@@ -293,7 +296,7 @@ def _told(error: Exception) -> str:
 # --- the record ------------------------------------------------------------------------------------------------------
 
 
-def _facts(found: Examined, spec: Spec, place: _Place) -> dict[str, str]:
+def _facts(found: Examined, spec: Spec, place: Place) -> dict[str, str]:
     """What a report says of the model that answered."""
     facts = {
         "weights": found.title,
@@ -325,7 +328,7 @@ def _versions(spec: Spec) -> Iterator[str]:
             continue
 
 
-def _devices(place: _Place) -> str:
+def _devices(place: Place) -> str:
     import torch
 
     return ", ".join(torch.cuda.get_device_name(number) for number in place.gpus) or "CPU"

@@ -5,23 +5,16 @@ context, the precision, whether the memory is a GPU's, and smaller settings with
 ..., "message": ...}}`.
 """
 
-import json
-import sys
 from dataclasses import asdict
 
 from medserve import machine
-from medserve.errors import MedserveError
+from medserve.workers.parent import answer
 from medserve.workers.transformers.folder import Spec, examine, precision, smaller
 
 
 def main() -> None:
     """Answer what standard input asks."""
-    spec = Spec.of(json.loads(sys.stdin.readline()))
-    try:
-        said = planned(spec)
-    except MedserveError as error:
-        said = {"error": {"code": error.code, "message": error.message}}
-    sys.stdout.write(json.dumps(said) + "\n")
+    answer(lambda asked: planned(Spec.of(asked)))
 
 
 def planned(spec: Spec) -> dict[str, object]:

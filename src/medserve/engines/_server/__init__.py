@@ -68,7 +68,9 @@ def _trusted(model: ModelSpec) -> ssl.SSLContext:
     try:
         return ssl.create_default_context(cafile=model.ca) if model.ca else httpx.create_ssl_context(trust_env=False)
     except OSError:
-        raise ModelFailed(f"the certificates of `ca` of {model.name} cannot be read", param="ca") from None
+        raise ModelFailed(
+            f"the certificates of `ca` of {model.name} cannot be read; name a file of certificates in PEM", param="ca"
+        ) from None
 
 
 class Key:
@@ -97,12 +99,18 @@ class Key:
     def _of_environment(self) -> str:
         secret = os.environ.get(self._variable or "", "").strip()
         if not secret:
-            raise ModelFailed(f"the environment variable with the key of {self._name} is not set", param="key_variable")
+            raise ModelFailed(
+                f"the environment variable with the key of {self._name} is not set; set it, or correct key_variable",
+                param="key_variable",
+            )
         return secret
 
     def _fit(self, secret: str) -> str:
         if not secret.isascii() or not secret.isprintable() or " " in secret:
-            raise ModelFailed(f"the key of {self._name} holds characters that no header can carry", param="key_file")
+            raise ModelFailed(
+                f"the key of {self._name} holds characters that no header can carry; leave nothing there but the key",
+                param="key_file",
+            )
         return secret
 
 
@@ -118,9 +126,15 @@ def _of_file(file: Path, name: str) -> str:
             mode = os.fstat(opened.fileno()).st_mode
             secret = opened.read(MOST_KEY_BYTES + 1) if stat.S_ISREG(mode) else b""
     except OSError as error:
-        raise ModelFailed(f"the key file of {name} cannot be read: {error.strerror}", param="key_file") from None
+        raise ModelFailed(
+            f"the key file of {name} cannot be read: {error.strerror}; correct key_file, or let this user read it",
+            param="key_file",
+        ) from None
     if not stat.S_ISREG(mode) or len(secret) > MOST_KEY_BYTES:
-        raise ModelFailed(f"the key file of {name} is no file that holds one key", param="key_file")
+        raise ModelFailed(
+            f"the key file of {name} is no file that holds one key; name one with the key and nothing else",
+            param="key_file",
+        )
     if mode & (stat.S_IROTH | stat.S_IWOTH | stat.S_IWGRP):
         raise ModelFailed(
             f"other users of this machine can read or change the key file of {name}; take that away: chmod 600",
@@ -128,5 +142,5 @@ def _of_file(file: Path, name: str) -> str:
         )
     text = secret.decode("utf-8", errors="replace").strip()
     if not text:
-        raise ModelFailed(f"the key file of {name} is empty", param="key_file")
+        raise ModelFailed(f"the key file of {name} is empty; write the key into it", param="key_file")
     return text
