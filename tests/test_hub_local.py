@@ -1,5 +1,6 @@
 """Files of one's own, what is kept of pulled models, which engine runs what, and what fits."""
 
+import asyncio
 import shutil
 import sys
 from datetime import UTC, datetime
@@ -122,7 +123,7 @@ def test_a_name_that_is_taken_is_not_given_away(weights: Path, settings: Setting
 def test_a_home_that_cannot_be_written_is_told(weights: Path, tmp_path: Path) -> None:
     """Here because a file is where a folder should be."""
     (tmp_path / "home").write_text("")
-    with pytest.raises(InvalidRequest, match="cannot be read or written: Not a directory"):
+    with pytest.raises(InvalidRequest, match="models cannot be kept in MEDSERVE_HOME: Not a directory"):
         own(weights, Settings(home=tmp_path / "home"))
 
 
@@ -389,7 +390,7 @@ def test_the_doctor_says_that_a_model_cannot_fit_and_what_would(weights: Path, s
     Store(settings.home).write(model)
     need = fitting.need_of(model.spec)
     tight = declared(settings).model_copy(update={"limits": Limits(memory_bytes=need.total - 1000)})
-    check = next(check for check in doctor.examine_machine(tight) if check.what == "model big")
+    check = next(check for check in asyncio.run(doctor.examine_machine(tight)) if check.what == "model big")
 
     assert not check.good
     assert "weights 3 MiB, vision 2 MiB, KV " in check.words

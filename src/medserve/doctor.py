@@ -1,17 +1,28 @@
-"""What this machine can run and what it lacks, in plain words and without starting a model."""
+"""What this machine can run and what stands in the way, in plain words and without starting a model.
 
+Of each model its engine is asked what it would refuse (`engines.Examine`); a server behind a model is asked who it is.
+"""
+
+import asyncio
 import platform
 import shutil
+from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from medserve import machine
-from medserve.errors import ModelFailed
+from medserve import engines, machine
+from medserve.engines import Outlook
+from medserve.errors import ModelBusy, ModelError, ModelFailed, ModelLoading, WeightsMissing
 from medserve.hub import fitting, picking
 from medserve.hub.store import Pulled, Store
 from medserve.residency import GIB
 from medserve.settings import ModelSpec, Settings
+from medserve.threads import in_thread
+
+SERVER_SECONDS = 5.0
+"""How long a server may take to say who it is; it does not compute for that."""
 
 NEEDED_FOR_MEDGEMMA = 6 * GIB
 """Memory from which MedGemma 4B is recommended.
@@ -30,22 +41,24 @@ class Check:
     words: str
 
 
-def examine_machine(settings: Settings) -> list[Check]:
-    """All checks, the general ones first, then one for each declared or pulled model."""
-    kept = Store(settings.home).kept()
+async def examine_machine(settings: Settings) -> list[Check]:
+    """All checks, the general ones first, then one for each declared or pulled model.
+
+    Servers are asked at the same time, files are read by as many processes as there are cores.
+    """
+    kept = await in_thread(Store(settings.home).kept)
     pulled = {model.name: model for model in kept.models}
+    readers = asyncio.Semaphore(machine.processors())
     return [
-        _python(),
-        _processor(),
-        _memory(),
-        _disk(),
-        _engine(),
-        _transformers(),
-        _gpus(),
-        _hub(),
+        *await in_thread(_general),
         *(Check("pulled models", False, fault) for fault in kept.faults),
-        *(_model(spec, pulled.get(spec.name), settings) for spec in settings.models),
+        *await asyncio.gather(*(_model(spec, pulled.get(spec.name), settings, readers) for spec in settings.models)),
     ]
+
+
+def _general() -> list[Check]:
+    """What is looked at whatever the models are."""
+    return [_python(), _processor(), _memory(), _disk(), _engine(), _transformers(), _gpus(), _hub()]
 
 
 def _python() -> Check:
@@ -103,42 +116,59 @@ def _hub() -> Check:
     return Check("model hub", True, f"{hub.endpoint}; {token}; downloads go to {hub.cache}")
 
 
-def _model(spec: ModelSpec, pulled: Pulled | None, settings: Settings) -> Check:
+async def _model(spec: ModelSpec, pulled: Pulled | None, settings: Settings, readers: asyncio.Semaphore) -> Check:
     what = f"model {spec.name}"
-    if spec.path is None:
-        return Check(what, True, f"runs on the {spec.engine} engine without files of its own")
-    files = [path for path in (spec.path, spec.projector) if path is not None]
-    if missing := [str(path) for path in files if not path.exists()]:
-        mend = f"pull it again: medserve pull {pulled.repo}" if pulled and pulled.repo else "check the paths"
-        return Check(what, False, f"not there: {' and '.join(missing)}; {mend}")
     try:
-        picking.runnable(spec)
-        choice = picking.choose(spec)
-        held = f"runs on the {spec.engine} engine" + (f": {choice.reason}" if choice.engine == spec.engine else "")
-        if spec.engine not in {"llama-cpp", "transformers"}:
-            return Check(what, True, held)
-        need = fitting.need_of(spec)
-    except ModelFailed as error:
+        held = await in_thread(_engine_of, spec, pulled)
+        turn: AbstractAsyncContextManager[None] = _patience() if spec.url is not None else readers
+        async with turn:
+            outlook = await _examined(spec, settings)
+    except (ModelLoading, ModelBusy) as error:
+        return Check(what, True, f"{error.message}; who asks it waits for it")
+    except ModelError as error:
         return Check(what, False, error.message)
-    where = _where(spec, gpu=need.gpu) if spec.engine == "transformers" else Check("", True, "")
-    words = fitting.obstacle(need, settings, pulled.choices if pulled else ())
-    said = "; ".join(filter(None, (held, where.words, f"takes {need.words}", words)))
-    return Check(what, where.good and words is None, said)
+    choices = pulled.choices if pulled else ()
+    obstacle = fitting.obstacle(outlook.need, settings, choices) if outlook.need else None
+    takes = f"takes {outlook.need.words}" if outlook.need else ""
+    said = "; ".join(filter(None, (held, outlook.words, takes, outlook.warning, obstacle)))
+    return Check(what, not outlook.warning and obstacle is None, said)
 
 
-def _where(spec: ModelSpec, *, gpu: bool) -> Check:
-    """Where a model in safetensors would compute; `gpu` says that it should on one that the driver has."""
-    if spec.device == "cpu":
-        return Check("device", True, "it computes on the processor, as its device says")
-    torch = picking.torch_of(spec)
-    if torch is None:
-        return Check("device", False, f"torch cannot be imported; run: {picking.INSTALL}")
-    if torch.gpus:
-        return Check("device", True, f"torch {torch.version} sees {len(torch.gpus)} GPU(s): {', '.join(torch.gpus)}")
-    seen = f"torch {torch.version} sees no GPU"
-    if spec.device.startswith("cuda"):
-        mend = "install a build of torch with CUDA and NVIDIA's driver, or set device to cpu"
-        return Check("device", False, f"{seen}, and the model's device is {spec.device}: {mend}")
-    if gpu:
-        return Check("device", False, f"{seen} although the driver has one: install a build of torch with CUDA")
-    return Check("device", True, f"{seen}, so it computes on the processor")
+def _engine_of(spec: ModelSpec, pulled: Pulled | None) -> str:
+    """Which engine runs a model and why; raises ModelFailed where that engine or the model's files are not here."""
+    engines.find(spec.engine)
+    files = [path for path in (spec.path, spec.projector) if path is not None]
+    if missing := [str(path) for path in files if not _is_there(path)]:
+        mend = f"pull it again: medserve pull {pulled.repo}" if pulled and pulled.repo else "check the paths"
+        raise WeightsMissing(f"not there: {' and '.join(missing)}; {mend}")
+    picking.runnable(spec)
+    if spec.path is None and spec.url is None:
+        return f"runs on the {spec.engine} engine without files of its own"
+    choice = picking.choose(spec)
+    return f"runs on the {spec.engine} engine" + (f": {choice.reason}" if choice.engine == spec.engine else "")
+
+
+def _is_there(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError:  # in a folder that this user may not look into
+        return False
+
+
+@asynccontextmanager
+async def _patience() -> AsyncIterator[None]:
+    """Asking a server ends in time, even where that takes the question and never answers."""
+    try:
+        async with asyncio.timeout(SERVER_SECONDS):
+            yield
+    except TimeoutError:
+        raise ModelFailed(
+            f"its server does not answer within {SERVER_SECONDS:g} seconds; check that it runs, and the url",
+            param="url",
+        ) from None
+
+
+async def _examined(spec: ModelSpec, settings: Settings) -> Outlook:
+    """What the model's engine knows of it before it starts; nothing where it looks at nothing."""
+    examine = engines.examiner(spec.engine)
+    return await examine(spec, settings) if examine is not None else Outlook()

@@ -12,6 +12,7 @@ import psutil
 import pytest
 
 from medserve import cli
+from medserve.settings import DEMO as SAFETENSORS
 from medserve.settings import DEMO_MODEL
 from tests.commands import command
 from tests.serving import Service, serving, until
@@ -91,6 +92,21 @@ def test_a_model_is_added_loaded_asked_unloaded_and_removed(http: httpx.Client) 
     assert 404 == ask(http).status_code
 
 
+def test_a_folder_of_safetensors_is_added_and_answers(http: httpx.Client) -> None:
+    """Its engine takes a folder, as it does of the settings."""
+    folder = {"name": "folder", "engine": "transformers", "path": str(SAFETENSORS), "device": "cpu", "threads": 1}
+    added = http.post("/v1/models", json=folder | {"context": 2048, "precision": "float32"})
+    try:
+        assert (201, "cold") == (added.status_code, added.json()["state"]), added.text
+        assert 202 == http.post("/v1/models/folder/load").status_code
+        assert until(lambda: told(http, "folder")["state"] != "loading", 100)
+        assert 200 == ask(http, "folder").status_code
+        assert "float32" == told(http, "folder")["facts"]["precision"]
+    finally:
+        http.post("/v1/models/folder/unload")
+        assert 200 == http.delete("/v1/models/folder").status_code
+
+
 def test_unloading_gives_the_memory_back(service: Service, demo: httpx.Client) -> None:
     """The gateway and all its processes hold as much as before, not counting a tenth of what the model held."""
 
@@ -115,7 +131,15 @@ def test_unloading_gives_the_memory_back(service: Service, demo: httpx.Client) -
         ({"name": "script"}, "name", "already"),
         ({"name": "n", "path": "weights.gguf"}, "path", "absolute"),
         ({"name": "n", "path": "/etc/../nowhere/secret.gguf"}, "path", "no file"),
+        ({"name": "n", "path": str(SAFETENSORS)}, "path", "the engine llama-cpp takes a file"),
+        (
+            {"name": "n", "engine": "transformers", "path": DEMO["path"]},
+            "path",
+            "the engine transformers takes a folder",
+        ),
+        ({"name": "n", "engine": "vllm", "path": "/nowhere/secret"}, "path", "names no folder"),
         ({"name": "n", "engine": "warp"}, "engine", "no engine"),
+        ({"name": "n", "engine": "warp", "path": DEMO["path"]}, "engine", "no engine"),
         ({"name": "n", "slots": "2"}, "slots", "integer"),
         ({"name": "n", "trust_remote_code": True}, None, "not known"),
         ({"path": "/x"}, "name", "required"),

@@ -1,5 +1,6 @@
 """The commands about the models on this machine: which there are, fetching and forgetting them, what can run."""
 
+import asyncio
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -151,9 +152,10 @@ def rm(
 
 
 def doctor() -> None:
-    """Say in plain words what this machine can run, and what is missing.
+    """Say in plain words what this machine can run, and what stands in the way and how to mend it.
 
-    The exit code is 3 when something that is needed is missing.
+    Each model's engine looks at its settings and files as it would before it starts, and starts nothing. Servers that
+    models are behind are asked who they are. The exit code is 3 when something stands in the way.
 
     \b
     Example:
@@ -161,9 +163,9 @@ def doctor() -> None:
     """
     from medserve.doctor import examine_machine
 
-    checks = examine_machine(configured.settings())
+    checks = asyncio.run(examine_machine(configured.settings()))
     typer.echo(
-        terminal.table((), [("ok" if check.good else "MISSING", f"{check.what}: {check.words}") for check in checks])
+        terminal.table((), [("ok" if check.good else "OBSTACLE", f"{check.what}: {check.words}") for check in checks])
     )
     if not all(check.good for check in checks):
         raise typer.Exit(3)

@@ -14,19 +14,17 @@ from pathlib import Path
 from medserve import engines, machine
 from medserve.errors import InvalidRequest, ModelFailed
 from medserve.hub.store import Store
-from medserve.process import inherited
 from medserve.settings import ModelSpec, Settings
 
 NEEDED = ("torch", "transformers", "accelerate", "llguidance")
 """What the transformers engine cannot do without; bitsandbytes is needed where a model is to be quantised."""
 INSTALL = 'pip install "medserve[transformers]"'
-DEVICES = "medserve.workers.transformers.devices"
 LOOK = (
     "import importlib.util, json, sys\n"
     "print(json.dumps([name for name in sys.argv[1:] if importlib.util.find_spec(name) is None]))"
 )
 SECONDS = 60.0
-"""Far more than a Python takes to start and look, or to import torch."""
+"""Far more than a Python takes to start and look."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +37,8 @@ class Choice:
 
 def choose(model: ModelSpec) -> Choice:
     """The engine for a model by what its files or its address are; the declared one where they do not tell."""
+    if model.engine == "vllm" and model.url is not None:
+        return Choice("vllm", "it is declared so; a vLLM that somebody else runs answers for it")
     if model.engine == "vllm":
         return Choice("vllm", "it is declared so; vLLM is started from the environment of the model's python")
     if model.url is not None and model.path is None:
@@ -134,25 +134,6 @@ def _missing_there(python: Path, names: Sequence[str]) -> tuple[str, ...]:
         return tuple(json.loads(done.stdout))
     except (OSError, subprocess.SubprocessError, ValueError):
         raise ModelFailed("the model's `python` cannot be run; check the setting", param="python") from None
-
-
-@dataclass(frozen=True)
-class Torch:
-    """What torch says of itself in a model's Python: its version, and the GPUs that it sees."""
-
-    version: str
-    gpus: tuple[str, ...]
-
-
-def torch_of(model: ModelSpec) -> Torch | None:
-    """What torch sees for a model, asked of a process of its own, in seconds; None when it cannot even be imported."""
-    try:
-        command = [str(model.python or sys.executable), "-P", "-m", DEVICES]
-        done = subprocess.run(command, capture_output=True, timeout=SECONDS, env=inherited(), check=True)
-        said = json.loads(done.stdout)
-        return Torch(said["torch"], tuple(said["gpus"]))
-    except (OSError, subprocess.SubprocessError, ValueError, KeyError):
-        return None
 
 
 def _has_safetensors(folder: Path) -> bool:

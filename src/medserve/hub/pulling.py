@@ -84,6 +84,7 @@ def pull(wish: Wish, means: Means) -> Pulled:
         )
     short = short_name(wish.text)
     own = short is None and Path(wish.text).exists()
+    means.store.prepared()
     with _disk_errors():
         model = _own(wish, means) if own else _remote(wish, short, means)
         if model.format == "gguf":

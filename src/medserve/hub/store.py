@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
+from medserve import outputs
 from medserve.errors import InvalidRequest, UnknownModel
 from medserve.hub.family import short_name
 from medserve.settings import ModelSpec, Settings
@@ -73,6 +74,7 @@ class Store:
     """The folder where pulled models are told of: `models` in the home of the settings."""
 
     def __init__(self, home: Path) -> None:
+        self._home = home
         self._folder = home / "models"
 
     def kept(self) -> Kept:
@@ -102,9 +104,13 @@ class Store:
             raise UnknownModel(f"no pulled model is called {text!r}; pulled are: {names}", param="name")
         return found
 
+    def prepared(self) -> None:
+        """See to it that a model can be recorded, before it is downloaded; raises InvalidRequest where it cannot."""
+        outputs.kept_in(self._home, "models")
+
     def write(self, model: Pulled) -> None:
         """Record a model, whole or not at all; the folder is for this user only."""
-        self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self.prepared()
         with NamedTemporaryFile(dir=self._folder, prefix=".", delete=False) as file:
             file.write(model.model_dump_json(indent=2).encode() + b"\n")
             file.flush()
