@@ -24,7 +24,7 @@ INPUTS := pyproject.toml constraints.txt
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install demo serve test check format docs hostile fuzz bench bench-accelerator vllm-contract train-tools constraints clean
+.PHONY: help install demo serve test check format docs hostile fuzz bench bench-verify bench-accelerator vllm-contract train-tools constraints clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## */\1\t/' | while IFS="$$(printf '\t')" read -r name text; do \
@@ -67,6 +67,10 @@ bench: $(VENV)/.installed-test  ## measure what docs/performance.md tells: dermo
 	$(BIN)/python -m benchmarks.imaging
 	$(BIN)/python -m benchmarks.gateway
 	$(BIN)/python -m benchmarks.overload
+
+bench-verify: export OMP_NUM_THREADS := 1
+bench-verify: $(VENV)/.installed-test  ## measure what docs/verify.md tells: right builds, known faults, noise
+	$(BIN)/python -m benchmarks.verification $(ARGS)
 
 bench-accelerator: $(VENV)/.installed-test  ## measure safetensors on a GPU beside its ceilings: make bench-accelerator WEIGHTS=FOLDER
 	test -d "$(WEIGHTS)" || $(BIN)/python -m benchmarks.checkpoint "$(WEIGHTS)" --device cuda

@@ -8,10 +8,7 @@ import shutil
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-import PIL.Image
 import pytest
 
 from medserve import certificates
@@ -20,66 +17,43 @@ from medserve.engines import Engine, llama_cpp, transformers
 from medserve.engines.llama_cpp import LlamaCpp, Prompt
 from medserve.errors import InvalidRequest, ModelFailed
 from medserve.generation import GenerationRequest
-from medserve.images import Image
 from medserve.settings import DEMO, DEMO_MODEL, ModelSpec, Settings
-from medserve.verification import Order, pictures, verify, yardstick
-from medserve.verification.causes import SERVING
+from medserve.verification import Order, verify
 from tests.engines.checkpoints import text_alone
-from tests.verification.builds import Lent, Remembering, See, Wordy, lending
+from tests.verification.builds import (
+    REFERENCE,
+    WINDOWS,
+    Lent,
+    Verifying,
+    Wordy,
+    planted,
+    processor_asked_once,
+    reference,
+    reversed_colours,
+)
 
 pytestmark = pytest.mark.timeout(300)  # hundreds of questions on a machine that may be under load
-
-REFERENCE = ModelSpec(
-    name="reference", engine="transformers", path=DEMO, context=2048, threads=1, slots=1, precision="float32"
-)
 
 
 @pytest.fixture(scope="module")
 async def right(anyio_backend: str) -> AsyncIterator[Engine]:
     """The reference."""
-    engine = await transformers.launch(REFERENCE, Settings())
-    yield Remembering(engine)
-    await engine.close()
+    async with reference() as engine:
+        yield engine
 
 
 @pytest.fixture(scope="module")
 async def causal(anyio_backend: str) -> AsyncIterator[Engine]:
     """The reference, with pictures masked as text is."""
-    engine = await transformers.launch(REFERENCE, Settings(), causal_images=True)
-    yield Remembering(engine)
-    await engine.close()
+    async with reference(causal_images=True) as engine:
+        yield engine
 
 
 @pytest.fixture(autouse=True, scope="module")
 def read_once() -> Iterator[None]:
-    """The processor is asked once about the same pictures and prompts: its process takes seconds to start."""
-    said: dict[str, dict[str, Any]] = {}
-    ask = yardstick._ask
-
-    def once(asked: dict[str, Any]) -> dict[str, Any]:
-        key = json.dumps(asked)
-        if key not in said:
-            said[key] = ask(asked)
-        return said[key]
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(yardstick, "_ask", once)
+    """For all of them."""
+    with processor_asked_once():
         yield
-
-
-class Verifying:
-    """Verifies a build against engines that are there already."""
-
-    def __init__(self, right: Engine, causal: Engine, home: Path) -> None:
-        self._engines = {False: right, True: causal}
-        self.settings = Settings(home=home)
-
-    async def launch(self, _model: ModelSpec, _settings: Settings, *, causal_images: bool = False) -> Engine:
-        return self._engines[causal_images]
-
-    async def __call__(self, build: Engine, *, model: ModelSpec = DEMO_MODEL, **order: object) -> Certificate:
-        wanted = Order(model, **{"count": 12, **order})  # type: ignore[arg-type]
-        return await verify(wanted, self.settings, start=lending(build), launch=self.launch)
 
 
 @pytest.fixture
@@ -168,31 +142,10 @@ async def test_pictures_that_are_masked_causally_are_recognised(verifying: Verif
     assert "causal_images" in certificates.parity(verifying.settings.home, dict(causal.capabilities.facts)).refusal
 
 
-def reversed_colours(image: Image) -> Image:
-    return Image(np.ascontiguousarray(image.pixels[..., ::-1]), image.source)
-
-
-def squashed(image: Image) -> Image:
-    pixels = np.asarray(PIL.Image.fromarray(image.pixels).resize((256, 256)))
-    return Image(pixels, replace(image.source, width=256, height=256))
-
-
-async def other_window(windows: tuple[tuple[int, int], ...]) -> See:
-    """What becomes of the drawn slices by other windows; all other pictures stay."""
-    known = {}
-    for shown in await pictures.slices(Settings().limits):
-        assert shown.values is not None
-        scaled = [np.clip((shown.values.astype(float) - low) / (high - low), 0, 1) for low, high in windows]
-        known[shown.image.sha256] = Image(np.round(np.stack(scaled, -1) * 255).astype(np.uint8), shown.image.source)
-    return lambda image: known.get(image.sha256, image)
-
-
-@pytest.mark.parametrize(
-    ("sees", "name"), [(reversed_colours, "colours_reversed"), (squashed, "aspect_squashed")], ids=["colours", "aspect"]
-)
-async def test_a_fault_inside_a_build_is_named(verifying: Verifying, engine: LlamaCpp, sees: See, name: str) -> None:
+@pytest.mark.parametrize("name", ["colours_reversed", "aspect_squashed"])
+async def test_a_fault_inside_a_build_is_named(verifying: Verifying, engine: LlamaCpp, name: str) -> None:
     """What it is handed is right: only its answers tell."""
-    made = await verifying(Lent(engine, sees))
+    made = await verifying(Lent(engine, await planted(name)))
 
     assert Verdict.FAILED is made.verdict
     assert Outcome.PASSED is check(made, "pixels").outcome
@@ -200,16 +153,10 @@ async def test_a_fault_inside_a_build_is_named(verifying: Verifying, engine: Lla
     assert name in made.summary
 
 
-@pytest.mark.parametrize(
-    ("windows", "name"),
-    [(SERVING, "ct_window_of_serving_code"), (((-160, 240),) * 3, "ct_window_single")],
-    ids=["serving code", "one window"],
-)
-async def test_another_ct_window_is_named(
-    verifying: Verifying, engine: LlamaCpp, windows: tuple[tuple[int, int], ...], name: str
-) -> None:
+@pytest.mark.parametrize("name", WINDOWS)
+async def test_another_ct_window_is_named(verifying: Verifying, engine: LlamaCpp, name: str) -> None:
     """Though most pictures are none of CT, and answered rightly."""
-    made = await verifying(Lent(engine, await other_window(windows)))
+    made = await verifying(Lent(engine, await planted(name)))
 
     assert Verdict.FAILED is made.verdict
     assert name == found(made)[0]
