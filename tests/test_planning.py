@@ -9,7 +9,7 @@ from medserve.errors import ContextOverflow, InvalidRequest
 from medserve.examination import examine
 from medserve.generation import GenerationRequest, Message, Part, collect
 from medserve.models import Models
-from medserve.planning import SLACK, check, fewest_tokens, plan
+from medserve.planning import SLACK, THOUGHT, check, fewest_tokens, plan
 from medserve.settings import DEMO_MODEL, ModelSpec, Settings
 from medserve.workflows import find
 from tests.pictures import drawn, picture
@@ -44,6 +44,35 @@ def test_words_or_answers_that_are_too_long_are_named(pictures: int, text: int, 
 
     assert param == caught.value.param
     assert "would fit" not in caught.value.message
+
+
+@pytest.mark.parametrize(
+    ("thought", "answer", "text", "param"),
+    [
+        (1500, 500, 100, THOUGHT),
+        (3000, 1000, 1100, THOUGHT),
+        (500, 1000, 1500, "messages"),
+        (20, 3000, 10, "max_tokens"),
+    ],
+)
+def test_a_thought_that_is_too_long_is_named(thought: int, answer: int, text: int, param: str) -> None:
+    """Where all else would fit without it, or where it is the longest part; so much of it would fit as is said."""
+    with pytest.raises(ContextOverflow) as caught:
+        plan(0, context=2048, image_tokens=256, text=text, answer=thought + answer, thought=thought)
+
+    assert param == caught.value.param
+    if "tokens at most" in caught.value.message:
+        most = int(caught.value.message.split(" tokens at most")[0].rsplit(" ", 1)[1])
+        assert 2048 == plan(0, context=2048, image_tokens=256, text=text, answer=most + answer, thought=most).needed(0)
+
+
+def test_pictures_that_leave_no_room_to_think_are_told_so() -> None:
+    """Fewer slices would do, and so would less thought: seven slices fit beside the answer alone."""
+    plan(7, context=2048, image_tokens=256, text=40, answer=100)
+    with pytest.raises(ContextOverflow, match="1792 for pictures, 300 to think") as caught:
+        plan(7, context=2048, image_tokens=256, text=40, answer=400, thought=300)
+
+    assert THOUGHT == caught.value.param
 
 
 def test_a_text_has_at_least_a_token_and_at_most_its_characters() -> None:

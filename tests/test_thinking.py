@@ -1,7 +1,7 @@
 """The two stages of an answer with thinking are made of the request alone, whatever is thought or asked."""
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from medserve import planning, thinking
@@ -36,6 +36,7 @@ def test_the_answer_keeps_every_wish_and_what_is_left_of_the_tokens() -> None:
     assert f"{OPENING}{LABEL}Hm.{CLOSING}It is" == thinking.beginning(stage)
 
 
+@settings(deadline=None)  # the machine may be under load
 @given(thought=ANY, prefix=ANY)
 def test_a_thought_is_closed_once_whatever_stands_in_it(thought: str, prefix: str) -> None:
     """Marks among its words, or in a prefix, are data; no other control token is in the beginning of the answer."""
@@ -47,6 +48,7 @@ def test_a_thought_is_closed_once_whatever_stands_in_it(thought: str, prefix: st
     assert (1, 1, 0) == (begun.count(OPENING), begun.count(CLOSING), begun.count("<end_of_turn>"))
 
 
+@settings(deadline=None)  # the machine may be under load
 @given(thought=ANY, pieces=st.lists(st.text(alphabet="ab {}\n", max_size=8), max_size=6))
 def test_what_follows_a_closed_thought_is_the_answer(thought: str, pieces: list[str]) -> None:
     """Piece by piece and word for word, even if it begins with the word that a thought begins with."""
@@ -60,6 +62,7 @@ def test_what_follows_a_closed_thought_is_the_answer(thought: str, pieces: list[
     assert "" == "".join(thought for _, thought in told)
 
 
+@settings(deadline=None)  # the machine may be under load
 @given(pieces=st.lists(ANY.filter(lambda text: CLOSING not in text), max_size=6))
 def test_what_is_written_in_the_first_stage_is_thought(pieces: list[str]) -> None:
     """Without the closing mark nothing of it is an answer, JSON and codes included."""

@@ -23,6 +23,7 @@ from pydantic import Field, JsonValue, ValidationError
 from scipy.optimize import minimize, minimize_scalar
 from scipy.special import expit, log_softmax, softmax
 
+from medserve import outputs
 from medserve.errors import InvalidRequest
 from medserve.reports import Calibrated, Record
 
@@ -183,14 +184,21 @@ def identity(facts: Mapping[str, str]) -> str:
     return "+".join(prints) or f"{facts.get('engine', 'unknown')}:{facts.get('weights', '')}"
 
 
+def prepared(home: Path) -> Path:
+    """The folder of calibrations, in which a file can be written; raises InvalidRequest where none can.
+
+    To be asked before the work of hours whose outcome is kept there.
+    """
+    return outputs.kept_in(home, "calibrations")
+
+
 def keep(home: Path, calibration: Calibration) -> Path:
     """Write a calibration where `find` finds it, in place of an earlier one of the same question; returns its file."""
-    folder = home / "calibrations"
-    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    folder = prepared(home)
     held = (calibration.workflow, calibration.version, calibration.options, calibration.step, calibration.weights)
     file = folder / f"{sha256(dumps(held, sort_keys=True).encode()).hexdigest()[:32]}.json"
     fresh = file.with_suffix(".new")
-    fresh.write_text(calibration.model_dump_json(indent=1) + "\n")
+    fresh.write_text(calibration.model_dump_json(indent=1) + "\n", encoding="utf-8")
     fresh.replace(file)
     return file
 

@@ -24,8 +24,7 @@ from typing import Literal, Self
 
 from pydantic import Field, ValidationError, model_validator
 
-from medserve import __version__
-from medserve.errors import InvalidRequest
+from medserve import __version__, outputs
 from medserve.reports import Record
 
 DECISIVE = (
@@ -210,17 +209,7 @@ def prepared(home: Path) -> Path:
 
     To be asked before the work of minutes whose outcome is kept there.
     """
-    folder = home / "certificates"
-    try:
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        with NamedTemporaryFile(dir=folder, prefix="."):
-            return folder
-    except OSError as error:
-        raise InvalidRequest(
-            f"certificates cannot be kept in MEDSERVE_HOME: {error.strerror}; make it writable, or set MEDSERVE_HOME "
-            "to a folder that is",
-            param="home",
-        ) from None
+    return outputs.kept_in(home, "certificates")
 
 
 def keep(home: Path, certificate: Certificate) -> Path:

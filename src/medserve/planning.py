@@ -35,6 +35,12 @@ BYTES_PER_TOKEN = 3
 
 MORE_CONTEXT = "give the model a larger context (`context` in its settings, --context for a GGUF file)"
 
+THOUGHT = "max_tokens.thinking"
+"""The `param` of a refusal where it is the thought that does not fit: the part of `max_tokens` that it takes.
+
+Who asked for the question knows in which field the caller wished for it.
+"""
+
 _LABEL = re.compile(r"\s*SLICE [0-9]{1,4}\s*")
 
 Count = Callable[[str], Awaitable[int]]
@@ -64,21 +70,35 @@ class Room:
         return self.taken + pictures * self.each
 
 
-def plan(pictures: int, *, context: int, image_tokens: int, label_tokens: int = 0, text: int, answer: int) -> Room:
+def plan(
+    pictures: int,
+    *,
+    context: int,
+    image_tokens: int,
+    label_tokens: int = 0,
+    text: int,
+    answer: int,
+    thought: int = 0,
+) -> Room:
     """The room that `pictures` have, each of `image_tokens` and a label of `label_tokens`, beside `text` and `answer`.
 
-    Raises ContextOverflow, which says how many pictures would fit, when they do not.
+    `thought` is the part of `answer` that may be thought. Raises ContextOverflow when it does not all fit, which says
+    how much would, and names what has to be less: the thought where the rest would fit without it.
     """
     room = Room(context, image_tokens + label_tokens, text, answer)
-    if room.needed(pictures) <= context:
+    excess = room.needed(pictures) - context
+    if excess <= 0:
         return room
     over = f"{room.needed(pictures)} tokens are needed and the model's context has {context}"
-    if not pictures or room.taken >= context:
+    if excess <= thought or not pictures or room.taken >= context:
         seen = f", {pictures * room.each} for pictures" if pictures else ""
+        thinks = f", {thought} to think" if thought else ""
+        fits = f"think for {thought - excess} tokens at most, " if excess <= thought else ""
+        parts = {"messages": text, "max_tokens": answer - thought, THOUGHT: thought}
         raise ContextOverflow(
-            f"{over}: {room.text} for the words{seen}, {room.answer} for the answer and {SLACK} to spare; "
-            f"shorten the words, ask for fewer max_tokens, or {MORE_CONTEXT}",
-            param="max_tokens" if answer > text else "messages",
+            f"{over}: {text} for the words{seen}{thinks}, {answer - thought} for the answer and {SLACK} to spare; "
+            f"{fits}shorten the words, ask for fewer max_tokens, or {MORE_CONTEXT}",
+            param=THOUGHT if fits else max(parts, key=lambda part: parts[part]),
         )
     if not room.pictures:
         raise ContextOverflow(
@@ -117,6 +137,7 @@ async def check(request: GenerationRequest, *, context: int, image_tokens: int, 
         label_tokens=await _label_tokens(label, count),
         text=turns + await _text_tokens(words, pictures, count),
         answer=request.max_tokens,
+        thought=request.thinking or 0,
     )
 
 

@@ -294,6 +294,122 @@ def test_the_longest_thought_leaves_the_form_of_predict_a_field_it_has(tmp_path:
     assert ("A mole.", 8192) == (answer.json()["prediction"], answer.json()["answer"]["max_tokens"])
 
 
+# --- what does not fit ---------------------------------------------------------------------------------------------
+
+LONG = " ".join(f"Finding {number} is round." for number in range(900))
+"""Some 1200 tokens at the least, more than half of a context of 2048."""
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
+    """A service whose models have a context of 2048 tokens; one of them thinks where a request does not say it."""
+    home = tmp_path_factory.mktemp("small")
+    (home / "medserve.toml").write_text(
+        "".join(
+            f'[[models]]\nname = "{name}"\nengine = "scripted"\ncontext = 2048\n{more}replies = {["round"] * 99}\n'
+            for name, more in (("small", ""), ("thinker", "thinking = 600\n"))
+        )
+    )
+    environment = {"MEDSERVE_CONFIG": str(home / "medserve.toml"), "MEDSERVE_HOME": str(home)}
+    with (
+        serving(environment=environment) as running,
+        httpx.Client(base_url=running.url, trust_env=False, timeout=60) as http,
+    ):
+        for model in ("small", "thinker"):
+            http.post(CHAT, json=said(model=model)).raise_for_status()  # loads it
+        yield http
+
+
+def said(words: str = "hello", **more: Any) -> dict[str, Any]:
+    """A chat that says this."""
+    return {"messages": [{"role": "user", "content": words}], **more}
+
+
+def budget(tokens: int) -> dict[str, Any]:
+    return {"thinking": {"type": "enabled", "budget_tokens": tokens}}
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "param"),
+    [
+        (CHAT, said(**budget(3000)), "thinking.budget_tokens"),
+        (CHAT, said(**budget(3000), max_tokens=4000), "thinking.budget_tokens"),
+        (CHAT, said(LONG, thinking={"type": "enabled"}), "thinking"),
+        (CHAT, said(LONG, reasoning_effort="medium"), "reasoning_effort"),
+        (CHAT, said(LONG, chat_template_kwargs={"enable_thinking": True}), "chat_template_kwargs.enable_thinking"),
+        (RESPONSES, {"input": LONG, "reasoning": {"effort": "low"}}, "reasoning.effort"),
+        ("/small/v1/generate", {"text": "hello", "thinking": 3000}, "thinking"),
+        ("/small/v1/chat", said(thinking=3000, max_new_tokens=4000), "thinking"),
+        ("/generate", {"prompt": "hello", "thinking": 3000}, "thinking"),
+        ("/generate", {"prompt": "hello", "thinking": 3000, "max_tokens": 4000}, "thinking"),
+        ("/generate", {"prompt": "hello", "thinking": 20, "max_tokens": 20}, "thinking"),
+        ("/analyze", {"prompt": "hello", "thinking": 3000}, "thinking"),
+        ("/analyze", {"prompt": LONG, "thinking": 900}, "thinking"),
+    ],
+)
+def test_a_thought_that_does_not_fit_is_told_of_the_field_that_wished_for_it(
+    small: httpx.Client, path: str, body: dict[str, Any], param: str
+) -> None:
+    """Into the context or into the answer's length: less of it is what helps, not a field that was never sent."""
+    answer = small.post(path, json=body)
+
+    assert (400, param) == (answer.status_code, answer.json()["error"]["param"]), answer.text
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "param"),
+    [
+        (CHAT, said(max_tokens=4000), "max_tokens"),
+        (CHAT, said(reasoning_effort="high", max_tokens=4000), "max_tokens"),
+        (CHAT, said(reasoning_effort="high", max_completion_tokens=4000), "max_completion_tokens"),
+        (CHAT, said(LONG, model="thinker"), "max_tokens"),
+        (
+            RESPONSES,
+            {"input": "hello", "reasoning": {"effort": "high"}, "max_output_tokens": 4000},
+            "max_output_tokens",
+        ),
+        ("/small/v1/generate", {"text": "hello", "max_new_tokens": 4000, "thinking": 20}, "max_new_tokens"),
+        ("/thinker/v1/generate", {"text": "hello", "max_new_tokens": 4000}, "max_new_tokens"),
+        ("/generate", {"prompt": "hello", "max_tokens": 4000, "thinking": 20}, "max_tokens"),
+    ],
+)
+def test_a_length_that_does_not_fit_is_told_of_the_field_that_says_it(
+    small: httpx.Client, path: str, body: dict[str, Any], param: str
+) -> None:
+    """A thought that gives way to it, or that nobody asked for, is not what is wrong."""
+    answer = small.post(path, json=body)
+
+    assert ("context_length_exceeded", param) == tuple(answer.json()["error"][key] for key in ("code", "param"))
+
+
+def test_a_form_and_instances_name_their_own_fields(small: httpx.Client) -> None:
+    """The form has no field for a length; an instance has its place."""
+    drawing = {"image_file": (DEMO / "drawings" / "lesion-mel.png").read_bytes()}
+    thought = small.post("/predict", data={"question": "What?", "thinking": "3000"}, files=drawing).json()
+    words = small.post("/predict", data={"question": LONG}, files=drawing).json()
+    instances = [{"prompt": "hello", "thinking": 3000, "max_tokens": 4000}]
+    instance = small.post("/predict", json={"instances": instances}).json()["predictions"][0]
+
+    assert ["thinking", "question"] == [told["error"]["param"] for told in (thought, words)]
+    assert "instances.0.thinking" == instance["error"]["param"]
+
+
+def test_a_workflow_names_its_options(small: httpx.Client) -> None:
+    """The thought before the second look, and the length that an instruction's answer may have."""
+    shown = {"images": (DEMO / "drawings" / "lesion-mel.png").read_bytes()}
+    options = {"guard": False}
+    look = small.post(
+        "/v1/workflows/dermoscopy", files=shown, data={"options": json.dumps(options | {"thinking": 3000})}
+    ).json()
+    length = small.post(
+        "/v1/workflows/radiology",
+        files=shown,
+        data={"options": json.dumps(options | {"instruction": "What is it?", "max_tokens": 4000})},
+    ).json()
+
+    assert ["options.thinking", "options.max_tokens"] == [told["error"]["param"] for told in (look, length)]
+
+
 # --- the settings --------------------------------------------------------------------------------------------------
 
 

@@ -1,6 +1,5 @@
 """An instruction and the pictures it is about become JSON that the model wrote, or the reason why there is none."""
 
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import Annotated, Any
 
@@ -60,7 +59,9 @@ async def analysed(order: Instruction, handle: ModelHandle, settings: Settings, 
     handle.refuse_full()
     study = await _study(order, settings, f"{param}images")
     await held(handle, settings)
-    given = await answered(handle, order.prompt, order.tokens(handle), study, thinking=order.thinking)
+    given = await answered(
+        handle, order.prompt, order.tokens(handle), study, thinking=order.thinking, names=order.names
+    )
     words = given.result.text
     found = recover(words)
     broken: dict[str, Any] = {"raw_output": words, "parse_error": found.error}
@@ -89,9 +90,9 @@ def seen_as(study: Study, made: Modality, *, stated: bool) -> Study:
     """
     if all(image.source.format in raster.FORMATS for image in study.images) and not dict(study.facts):
         hounsfield = [Concern.NOT_HOUNSFIELD] if made is Modality.CT else []
-        return _concerned(replace(study, labels=_labels(study, made)), [Concern.MODALITY_STATED, *hounsfield])
+        return replace(study, labels=_labels(study, made)).concerned(Concern.MODALITY_STATED, *hounsfield)
     if stated and study.modality not in (made, Modality.OTHER):
-        return _concerned(study, [Concern.WRONG_MODALITY])
+        return study.concerned(Concern.WRONG_MODALITY)
     return study
 
 
@@ -99,7 +100,3 @@ def _labels(study: Study, made: Modality) -> tuple[str, ...]:
     if study.labels or made not in SLICED or len(study.images) == 1:
         return study.labels
     return tuple(f"SLICE {number}" for number in range(1, len(study.images) + 1))
-
-
-def _concerned(study: Study, concerns: Sequence[Concern]) -> Study:
-    return replace(study, concerns=tuple(dict.fromkeys((*study.concerns, *concerns))))

@@ -8,9 +8,10 @@ from typing import Annotated
 from fastapi import Response
 from pydantic import BaseModel, Field
 
+from medserve.api import reasoning
 from medserve.api.bodies import Strict, Words
-from medserve.api.conversation import ModelName, Tokens, labelled, refuse_unable, renamed
-from medserve.api.reasoning import Thinking, in_tokens, length
+from medserve.api.conversation import ModelName, Names, Tokens, labelled, refuse_unable, renamed
+from medserve.api.reasoning import Thinking, in_tokens
 from medserve.errors import InvalidRequest, MedserveError
 from medserve.examination import of_engine
 from medserve.flags import Flag
@@ -37,11 +38,19 @@ class Asked(Strict):
         check_words(self.prompt, settings, "prompt")
 
     def tokens(self, handle: ModelHandle) -> int:
-        """The answer's length that was asked for, or the usual one where that leaves room for the question."""
+        """The answer's length that was asked for, or the usual one where that leaves room for the question.
+
+        Raises InvalidRequest where that leaves nothing to answer with after the thought.
+        """
         if "max_tokens" in self.model_fields_set:
-            return self.max_tokens
-        most = length(in_tokens(self.thinking), None, handle.spec, self.max_tokens)
-        return fitting(most.max_tokens, handle)
+            return reasoning.length(in_tokens(self.thinking), self.max_tokens, handle.spec).max_tokens
+        return usual_length(self.thinking, self.max_tokens, handle)
+
+    @property
+    def names(self) -> Names:
+        """What this question calls the fields that the layers below name in their errors."""
+        named = "max_tokens" in self.model_fields_set
+        return {"messages": "prompt"} | reasoning.names(in_tokens(self.thinking), "max_tokens", named=named)
 
 
 class Counted(BaseModel):
@@ -75,9 +84,19 @@ class Answered:
     told: Told
 
 
-def fitting(usual: int, handle: ModelHandle) -> int:
-    """The usual length of an answer, and no more than half of the context: a default must not refuse a question."""
-    return min(usual, handle.capabilities.context // 2)
+def usual_length(thinking: int | None, usual: int, handle: ModelHandle) -> int:
+    """The usual length of an answer after a thought, and no more than half of the context.
+
+    A default must not refuse a question. Raises InvalidRequest where the thought would take that half whole.
+    """
+    most = reasoning.length(in_tokens(thinking), None, handle.spec, usual).max_tokens
+    most = min(most, handle.capabilities.context // 2)
+    if thinking is not None and thinking >= most:
+        raise InvalidRequest(
+            f"thinking must be less than {most} here: half of the model's context is left to the question",
+            param="thinking",
+        )
+    return most
 
 
 def check_words(words: str, settings: Settings, param: str) -> None:
@@ -95,11 +114,11 @@ async def answered(
     study: Study | None = None,
     *,
     thinking: int | None = None,
-    field: str = "prompt",
+    names: Names,
 ) -> Answered:
     """Ask a model that is ready: the pictures first, then the words, and the likeliest token at each step.
 
-    What is wrong with the words is told of `field`, which they came in.
+    Errors name the caller's own fields.
     """
     began = perf_counter()
     try:
@@ -108,7 +127,7 @@ async def answered(
         refuse_unable(handle.name, handle.capabilities, request)
         result = await collect(handle.stream(request))
     except MedserveError as error:
-        raise renamed(error, {"messages": field}) from None
+        raise renamed(error, names) from None
     took = perf_counter() - began
     facts = dict(handle.capabilities.facts)
     told = Told(

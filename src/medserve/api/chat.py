@@ -121,7 +121,7 @@ async def completions(request: Request, models: ModelsOf, settings: SettingsOf) 
     said = await while_connected(request, _said(body, settings))
     asked = _asked(body, said, wish, handle)
     await while_connected(request, held(handle, settings))
-    answers = conversation.answers(handle, asked, NAMES | reasoning.names(wish), body.n or 1)
+    answers = conversation.answers(handle, asked, _names(body, wish), body.n or 1)
     reply = Reply(handle)
     if body.stream:
         usage = bool(body.stream_options and body.stream_options.include_usage)
@@ -160,6 +160,12 @@ def _turn(message: ChatMessage, param: str) -> Turn:
         for place, part in enumerate(message.content)
     ]
     return Turn(message.role, tuple(parts))
+
+
+def _names(body: ChatRequest, wish: Wish | None) -> conversation.Names:
+    """What this request calls the fields of a question."""
+    limit = "max_tokens" if body.max_completion_tokens is None else "max_completion_tokens"
+    return NAMES | reasoning.names(wish, limit, named=getattr(body, limit) is not None)
 
 
 def _asked(body: ChatRequest, said: Conversation, wish: Wish | None, handle: ModelHandle) -> GenerationRequest:

@@ -274,7 +274,7 @@ def _numbered(request: GenerationRequest, index: int) -> GenerationRequest:
 def renamed(error: MedserveError, names: Names) -> MedserveError:
     """The error with the dialect's own name of the field at fault."""
     name = names.get(error.param or "")
-    if name is None:
+    if name is None or name == error.param:
         return error
     return type(error)(f"{name}: {error.message}", param=name, retry_after=error.retry_after)
 

@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Discriminator, Field, Tag, model_validator
 
+from medserve.api import reasoning
 from medserve.api.bodies import Strict, Words
 from medserve.api.conversation import (
     ImageUrlPart,
@@ -125,7 +126,7 @@ class Query(Strict):
     def names(self) -> dict[str, str]:
         """What this query calls the fields that the layers below name in their errors."""
         short = {"messages": self.asking, "images": "image"} if self.messages is None else {"images": "messages"}
-        return {"max_tokens": "max_new_tokens", **short}
+        return short | reasoning.names(in_tokens(self.thinking), "max_new_tokens", named=self._named is not None)
 
     @property
     def asking(self) -> str:

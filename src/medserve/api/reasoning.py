@@ -10,6 +10,7 @@ from medserve.api.bodies import Strict
 from medserve.api.conversation import DEFAULT_MAX_TOKENS
 from medserve.errors import InvalidRequest
 from medserve.generation import MAX_OUTPUT_TOKENS
+from medserve.planning import THOUGHT
 from medserve.settings import ModelSpec
 
 Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
@@ -105,9 +106,16 @@ class Thoughtful(BaseModel):
         return Wish(EFFORTS[USUAL] if on else 0, "chat_template_kwargs.enable_thinking")
 
 
-def names(wish: Wish | None) -> dict[str, str]:
-    """What the layers below call the budget, and the field that a caller knows it by."""
-    return {} if wish is None else {"thinking": wish.field}
+def names(wish: Wish | None, limit: str, *, named: bool) -> dict[str, str]:
+    """What the layers below call budget and length, and the fields that a caller knows them by.
+
+    `limit` is the field of the length, and `named` says that the caller gave one. A thought that does not fit is then a
+    matter of that length where the wish gives way to it, and else of the field that wished for the thought.
+    """
+    if wish is None:
+        return {"max_tokens": limit, THOUGHT: limit}
+    gives_way = named and not wish.firm
+    return {"max_tokens": limit, "thinking": wish.field, THOUGHT: limit if gives_way else wish.field}
 
 
 def of_effort(effort: Effort | None, field: str) -> Wish | None:

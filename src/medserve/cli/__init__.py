@@ -1,13 +1,12 @@
 """The commands: a report in one line, a service in another, and plain words about what this machine can do.
 
 Exit codes: 0 done, 1 unexpected failure, a replay that differs or a build that did not pass, 2 bad input or usage,
-3 the model or its engine failed, 4 (with --strict) a report needs review.
+3 the model or its engine failed, 4 (with --strict) a report needs review, 130 stopped by Ctrl-C.
 
 Each module is a family of commands. Every command imports what it needs when it runs, so that `medserve --help`
 answers at once.
 """
 
-import sys
 from typing import Annotated
 
 import typer
@@ -28,14 +27,15 @@ app = typer.Typer(
 
 def main() -> None:
     """Run the command line; every foreseen error is one line and an exit code."""
-    for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+    terminal.prepare()
     try:
         app()
     except InvalidRequest as error:
         terminal.fail(error.message, 2)
     except MedserveError as error:
         terminal.fail(error.message, 3)
+    except OSError as error:  # a full disk, a folder that is not ours
+        terminal.fail(": ".join(str(said) for said in (error.filename, error.strerror or error) if said), 1)
 
 
 def _show_version(wanted: bool) -> None:

@@ -23,8 +23,9 @@ def settings(**given: Any) -> "Settings":
         return declared(Settings(**given))
     except ValidationError as error:
         first = error.errors()[0]
-        place = ".".join(map(str, first["loc"])) or "models"
-        raise InvalidRequest(f"setting {place}: {first['msg']}", param=place) from None
+        place, said = ".".join(map(str, first["loc"])), first["msg"].removeprefix("Value error, ")
+        where = f"setting {place}" if place else "the settings"
+        raise InvalidRequest(f"{where}: {said}", param=place or "settings") from None
     except (SettingsError, TOMLDecodeError, OSError, UnicodeDecodeError) as error:
         raise InvalidRequest(f"the settings cannot be read: {error}", param="settings") from None
 

@@ -43,6 +43,7 @@ def inspect(
     studies = options.studies(paths, together)
     if sheet is not None and len(studies) > 1:
         raise InvalidRequest("--sheet shows one study; give one path, or --together", param="sheet")
+    options.to_file(sheet, "sheet")
     wanted = options.wanted(modality, patches, magnification, slide_seed, mpp)
     telemetry.configure("critical")
     refused, failed = asyncio.run(_inspect_all(studies, configured.settings(), wanted, as_json, sheet))
@@ -75,10 +76,8 @@ async def _inspect_all(
 def _write_sheet(found: "Inspected", sheet: Path) -> None:
     from medserve import inspection
 
-    try:
+    with options.writing("sheet"):
         written = inspection.save(found, sheet)
-    except OSError as error:
-        raise InvalidRequest(f"{sheet} cannot be written: {error.strerror}", param="sheet") from None
     for file in written:
         typer.echo(f"written: {file}", err=True)
 
@@ -102,7 +101,7 @@ def deidentify(
     """
     from medserve import copies
 
-    options.make(folder)
+    options.to_folder(folder)
     done = copies.write(paths, folder, configured.settings().limits)
     for called, reason in done.refused:
         terminal.fault(f"{called}: {reason}")
@@ -147,6 +146,7 @@ def export(
     """
     from medserve import batch, exports
 
+    options.to_file(out)
     recorded = options.recorded(report)
     wanted = options.wanted(modality, patches, magnification, slide_seed, mpp)
     wanted = replace(wanted, modality=wanted.modality or recorded.study.modality)
@@ -155,8 +155,4 @@ def export(
     if out is None:
         typer.echo(content, nl=False)
         return
-    try:
-        out.write_bytes(content)
-    except OSError as error:
-        raise InvalidRequest(f"{out} cannot be written: {error.strerror}", param="out") from None
-    typer.echo(f"written: {out}", err=True)
+    options.write(content, out)

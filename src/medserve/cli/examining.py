@@ -72,8 +72,7 @@ def run(
     found = workflows.find(workflow, settings.workflow_folder)
     order = batch.Order(found, options.chosen(option or []), sampling, as_json, folder, wanted, formats)
     order.workflow.chosen(order.options)
-    if folder is not None:
-        options.make(folder)
+    options.to_folder(folder)
     telemetry.configure("critical")  # every error is told in words of its own
     tally = asyncio.run(batch.examine_all(order, options.studies(paths, together), settings, quiet=quiet))
     if tally.failed or tally.refused:
@@ -202,8 +201,7 @@ def evaluate(
         label=label_column,
         wanted=wanted,
     ).checked()
-    if folder is not None:
-        options.make(folder)
+    options.to_folder(folder)
     telemetry.configure("critical")
     found, labelled = asyncio.run(_evaluated(order, settings, quiet))
     typer.echo(found.model_dump_json() if as_json else pages.as_text(found))

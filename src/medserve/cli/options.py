@@ -4,7 +4,8 @@ A value that cannot be meant raises InvalidRequest, which names the option.
 """
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -120,9 +121,37 @@ def chosen(pairs: Iterable[str]) -> dict[str, Any]:
     return options
 
 
-def make(folder: Path) -> None:
-    """See to it that there is a folder to write to."""
+def to_folder(folder: Path | None, option: str = "out") -> None:
+    """See to it that there is a folder to write to, where one is wanted; to be asked before any work is done."""
+    from medserve import outputs
+
+    if folder is not None:
+        with writing(option, "a folder that may be written to"):
+            outputs.try_folder(folder)
+
+
+def to_file(file: Path | None, option: str = "out") -> None:
+    """See that a file can be written, where one is wanted; to be asked before any work is done."""
+    from medserve import outputs
+
+    if file is not None:
+        with writing(option):
+            outputs.try_file(file)
+
+
+def write(content: bytes, file: Path, option: str = "out") -> None:
+    """Write what came of the work to the file that `to_file` has tried, and say so."""
+    with writing(option):
+        file.write_bytes(content)
+    typer.echo(f"written: {file}", err=True)
+
+
+@contextmanager
+def writing(option: str, wanted: str = "a file in a folder that is there and may be written to") -> Iterator[None]:
+    """A place where nothing can be written is a matter of the person who named it: InvalidRequest with the option."""
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        yield
     except OSError as error:
-        raise InvalidRequest(f"nothing can be written to {folder}: {error.strerror}", param="out") from None
+        raise InvalidRequest(
+            f"nothing can be written to the place that --{option} names: {error.strerror}; name {wanted}", param=option
+        ) from None

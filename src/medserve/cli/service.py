@@ -85,9 +85,9 @@ def _listener(settings: "Settings") -> "socket":
     try:
         return socket.create_server((settings.host.strip("[]"), settings.port), family=family, backlog=2048)
     except OSError as error:
-        where = _url(settings.host, settings.port)
+        where, why = _url(settings.host, settings.port), str(error.strerror).partition(" (while")[0]
         raise InvalidRequest(
-            f"cannot listen at {where}: {error.strerror}; choose another with --port or --host", param="port"
+            f"cannot listen at {where}: {why}; choose another with --port or --host", param="port"
         ) from None
 
 

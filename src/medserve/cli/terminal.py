@@ -1,15 +1,28 @@
-"""What people see of every command alike: faults in red on standard error, tables that a script may read too."""
+"""What people see of every command alike: faults on standard error, tables that a script may read too."""
 
+import os
 import sys
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import NoReturn
 
 import typer
 
+from medserve.console import fault
 
-def fault(words: object) -> None:
-    """What went wrong, as one line of standard error."""
-    typer.secho(f"error: {words}", fg="red", err=True)
+__all__ = ["fail", "fault", "prepare", "table", "tell"]
+
+
+def prepare() -> None:
+    """Make the standard streams fit for any words, and put nothing in the place of those that were closed.
+
+    Otherwise the next file that is opened, the database above all, would take their place and what is printed there.
+    """
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, Path(os.devnull).open(mode, encoding="utf-8"))  # noqa: SIM115 - until the process ends
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
 
 
 def fail(message: str, code: int) -> NoReturn:

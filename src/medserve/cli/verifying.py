@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from medserve.cli import configured, options
-from medserve.errors import InvalidRequest
 
 if TYPE_CHECKING:
     from medserve.certificates import Certificate
@@ -75,16 +74,18 @@ def verify(
     from medserve.verification import Order
     from medserve.verification import page as pages
 
+    options.to_file(out)
+    options.to_file(page, "page")
     settings = configured.with_model(configured.settings(), model, mmproj, context, threads)
     spec = next(one for one in settings.models if one.name == settings.default)
     order = Order(spec, reference, pictures, count, precision)
     telemetry.configure("critical")
     made = asyncio.run(_verified(order, settings, quiet))
-    text = made.model_dump_json(indent=1)
     typer.echo(made.model_dump_json() if as_json else pages.as_text(made))
-    for file, content in ((out, f"{text}\n"), (page, pages.as_html(made))):
-        if file is not None:
-            _write(file, content)
+    if out is not None:
+        options.write(made.model_dump_json(indent=1).encode() + b"\n", out)
+    if page is not None:
+        options.write(pages.as_html(made).encode(), page, "page")
     if not made.passed:
         raise typer.Exit(1)
 
@@ -95,11 +96,3 @@ async def _verified(order: "Order", settings: "Settings", quiet: bool) -> "Certi
 
     with progress_display(quiet) as progress:
         return await verify(order, settings, progress.say)
-
-
-def _write(file: Path, content: str) -> None:
-    try:
-        file.write_text(content, encoding="utf-8")
-    except OSError as error:
-        raise InvalidRequest(f"nothing can be written to {file}: {error.strerror}", param="out") from None
-    typer.echo(f"written: {file}", err=True)

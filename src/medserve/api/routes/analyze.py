@@ -58,4 +58,4 @@ async def generate(request: Request, models: ModelsOf, settings: SettingsOf) -> 
 
 async def _worded(order: Wording, handle: ModelHandle, settings: Settings) -> Answered:
     await held(handle, settings)
-    return await answered(handle, order.prompt, order.tokens(handle), thinking=order.thinking)
+    return await answered(handle, order.prompt, order.tokens(handle), thinking=order.thinking, names=order.names)

@@ -8,15 +8,15 @@ from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
 
-from medserve.api import studies
+from medserve.api import reasoning, studies
 from medserve.api.access import ModelsOf, SettingsOf, held
 from medserve.api.analysis import Analysis, Instruction, analysed
-from medserve.api.asking import Told, answered, check_words, fitting, sent
+from medserve.api.asking import Told, answered, check_words, sent, usual_length
 from medserve.api.bodies import JsonObject, Strict, Words, checked, kind_of, read_json, request_body, schema_of
-from medserve.api.conversation import ModelName
+from medserve.api.conversation import ModelName, Names
 from medserve.api.detail import Detailed
 from medserve.api.errors import WORK_ERRORS, ErrorDetail, body_of, documented
-from medserve.api.reasoning import Thinking, in_tokens, length
+from medserve.api.reasoning import Thinking
 from medserve.api.streaming import while_connected
 from medserve.errors import InvalidRequest, MedserveError, ModelError
 from medserve.examination import examine
@@ -41,6 +41,12 @@ class Question(Strict):
     question: Annotated[Words, Field(description="without it, a picture is screened for malignant gland changes")] = ""
     model: ModelName | None = None
     thinking: Thinking | None = None
+
+    @property
+    def names(self) -> Names:
+        """What the form calls the fields that the layers below name in their errors; it has none for a length."""
+        wish = reasoning.in_tokens(self.thinking)
+        return {"messages": "question", "images": IMAGE} | reasoning.names(wish, "question", named=False)
 
 
 class Prediction(BaseModel):
@@ -164,8 +170,8 @@ async def _screened(study: Study, handle: ModelHandle, settings: Settings) -> Pr
 
 async def _told(asked: Question, handle: ModelHandle, settings: Settings, study: Study | None) -> Prediction:
     await held(handle, settings)
-    most = fitting(length(in_tokens(asked.thinking), None, handle.spec, ANSWER_TOKENS).max_tokens, handle)
-    given = await answered(handle, asked.question, most, study, thinking=asked.thinking, field="question")
+    most = usual_length(asked.thinking, ANSWER_TOKENS, handle)
+    given = await answered(handle, asked.question, most, study, thinking=asked.thinking, names=asked.names)
     told = given.told
     return Prediction(prediction=given.result.text, flags=told.flags, answer=told, notice=told.notice)
 

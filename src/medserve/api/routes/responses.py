@@ -14,7 +14,7 @@ from starlette.responses import Response
 from medserve import references
 from medserve.api import conversation, later, reasoning
 from medserve.api.access import CallerOf, JobsOf, ModelsOf, SettingsOf, held
-from medserve.api.bodies import JsonObject, Strict, Words, read_json, request_body, schema_of
+from medserve.api.bodies import JsonObject, Strict, Words, parsed, read_json, request_body, schema_of
 from medserve.api.conversation import (
     Alternatives,
     Conversation,
@@ -43,13 +43,7 @@ router = APIRouter(tags=["openai"])
 
 KIND = "response"
 """The kind of job that a background response is."""
-NAMES = {
-    "images": "input",
-    "messages": "input",
-    "max_tokens": "max_output_tokens",
-    "schema": "text.format",
-    "thinking": "reasoning.effort",
-}
+NAMES = {"images": "input", "messages": "input", "schema": "text.format"}
 """What this dialect calls the fields of a question."""
 RESPONSE, JOB = "resp_", "job_"
 """How the identifier of a response begins, and that of the job behind it."""
@@ -195,7 +189,7 @@ async def create_response(
             job = await jobs.submit(KIND, order, owner=caller.id, files=[folder / "request"])
         return JSONResponse(_shown(job, None), headers=said.headers)
     await while_connected(request, held(handle, settings))
-    answer = conversation.chunks(handle, asked, NAMES)
+    answer = conversation.chunks(handle, asked, _names(body))
     writer = Writer({"id": f"{RESPONSE}{uuid4().hex}", **_envelope(body, asked, handle.name)})
     if body.stream:
         stream = await event_stream(_events(answer, handle, writer))
@@ -283,8 +277,7 @@ def _turn(item: MessageItem, param: str) -> Turn:
 
 def _asked(body: ResponseRequest, said: Conversation, handle: ModelHandle) -> GenerationRequest:
     """The request in our own words; raises InvalidRequest naming the field that cannot be served."""
-    wish = reasoning.of_effort(body.reasoning.effort if body.reasoning else None, NAMES["thinking"])
-    length = reasoning.length(wish, body.max_output_tokens, handle.spec)
+    length = reasoning.length(_wish(body), body.max_output_tokens, handle.spec)
     wanted = bool(body.include) or body.top_logprobs is not None
     try:
         return GenerationRequest(
@@ -297,7 +290,16 @@ def _asked(body: ResponseRequest, said: Conversation, handle: ModelHandle) -> Ge
             top_logprobs=(body.top_logprobs or 0) if wanted else None,
         )
     except InvalidRequest as error:
-        raise conversation.renamed(error, NAMES) from None
+        raise conversation.renamed(error, _names(body)) from None
+
+
+def _wish(body: ResponseRequest) -> reasoning.Wish | None:
+    return reasoning.of_effort(body.reasoning.effort if body.reasoning else None, "reasoning.effort")
+
+
+def _names(body: ResponseRequest) -> conversation.Names:
+    """What this request calls the fields of a question."""
+    return NAMES | reasoning.names(_wish(body), "max_output_tokens", named=body.max_output_tokens is not None)
 
 
 def _schema(body: ResponseRequest) -> dict[str, Any] | None:
@@ -406,13 +408,13 @@ async def _whole(answer: AsyncGenerator[Chunk, None], handle: ModelHandle, write
 
 async def _work(work: Work, models: Models, settings: Settings) -> Mapping[str, Any]:
     """Answer a response that was ordered; what passes by itself is waited for, since nobody is there to ask again."""
-    body = ResponseRequest.model_validate_json(await in_thread(work.files[0].read_bytes), strict=True)
+    body = await in_thread(lambda: parsed(work.files[0].read_bytes(), ResponseRequest))
     handle = models.get(work.order["model"])
     asked = _asked(body, await _said(body, settings), handle)
 
     async def ask() -> dict[str, Any]:
         writer = Writer({"id": _id(work.job), **work.order["response"]})
-        return await _whole(conversation.chunks(handle, asked, NAMES), handle, writer)
+        return await _whole(conversation.chunks(handle, asked, _names(body)), handle, writer)
 
     response = await later.patiently(ask)
     work.note(1, 1)
