@@ -106,7 +106,7 @@ class Child:
         python: Path | None = None,
     ) -> "Child":
         """Run `python -m module` and wait until it is ready; raises ModelFailed with the child's own reason."""
-        directory = _short(scratch.folder())  # only this user can reach the socket
+        directory = _short(await in_thread(_folder))
         try:
             child = cls(await _spawn(module, environment or {}, python), directory)
         except BaseException as error:
@@ -193,7 +193,7 @@ class Child:
         follower: asyncio.Task[None] | None = None
         try:
             while line := await self._process.stdout.readline():
-                said: Mapping[str, Any] = json.loads(line)
+                said = _said(line)
                 if "need" in said:
                     await make_room(int(said["need"]["memory_bytes"]))
                     await self._write("go")
@@ -201,7 +201,7 @@ class Child:
                     if follower is not None:
                         follower.cancel()
                     follower = asyncio.create_task(self._follow(**said["progress"]))
-                else:
+                elif said:
                     return said
             return {}
         finally:
@@ -234,6 +234,16 @@ class Child:
         self._tail.append(rest.decode(errors="replace"))
 
 
+def _folder() -> Path:
+    """A new directory for a socket that only this user can reach."""
+    try:
+        return scratch.folder()
+    except OSError as error:
+        raise ModelFailed(
+            f"the temporary directory cannot be used: {error.strerror}; make room in it, or set TMPDIR to another"
+        ) from None
+
+
 def _short(directory: Path) -> Path:
     """The directory, if the system takes the name of a socket in it; else it is removed and ModelFailed says why."""
     if len(os.fsencode(directory)) <= MOST_PATH_BYTES:
@@ -262,6 +272,14 @@ async def _spawn(module: str, environment: Mapping[str, str], python: Path | Non
         start_new_session=True,
         limit=LINE_BYTES,
     )
+
+
+def _said(line: bytes) -> Mapping[str, Any]:
+    """A line of the protocol; nothing for what a package of the child's interpreter printed before it began."""
+    with suppress(ValueError):
+        if isinstance(said := json.loads(line), dict):
+            return said
+    return {}
 
 
 def failure(code: str, message: str) -> ModelFailed:

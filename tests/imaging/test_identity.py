@@ -111,7 +111,7 @@ def test_a_copy_follows_the_basic_profile() -> None:
     outer.private_block(0x0011, "ACME", create=True).add_new(1, "LO", phantoms.SECRETS["PatientName"])
     file = BytesIO()
     outer.save_as(file)
-    copy = identity.deidentified(file.getvalue(), LIMITS)
+    (copy,) = identity.deidentified_files([file.getvalue()], LIMITS)
     assert [] == secrets_in(copy)
     read = pydicom.dcmread(BytesIO(copy))
     assert ("YES", identity.METHOD) == (read.PatientIdentityRemoved, read.DeidentificationMethod)
@@ -149,4 +149,4 @@ def test_the_mapping_of_uids_does_not_outlive_its_call() -> None:
 def test_no_copy_of_a_picture_that_may_hold_text() -> None:
     """The profile cleans elements, not pixels: such a copy would keep the name that is drawn into it."""
     with pytest.raises(ImageError, match="text may be drawn"):
-        identity.deidentified(phantoms.dicom(PLAIN, sop_class=phantoms.ULTRASOUND, modality="US"), LIMITS)
+        identity.deidentified_files([phantoms.dicom(PLAIN, sop_class=phantoms.ULTRASOUND, modality="US")], LIMITS)

@@ -1,10 +1,12 @@
 """The promises of decoding apart: whatever a file does to its decoder, the caller gets a typed error and goes on."""
 
+import asyncio
 import ctypes
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -284,3 +286,22 @@ def test_a_crowded_machine_gets_more_time(load: float, times: float, monkeypatch
     monkeypatch.setattr(os, "cpu_count", lambda: 2)
 
     assert times == isolation.crowding()
+
+
+@pytest.mark.usefixtures("misbehaving")
+async def test_callers_who_leave_do_not_pile_up_behind_a_slow_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A caller may hang up and come again as often as he likes: no more threads wait than there are decoders."""
+    slow = Decoders(1, seconds=0.5)
+    monkeypatch.setattr(isolation, "decoders", lambda: slow)
+    before = threading.active_count()
+    readings = []
+    for _ in range(8):
+        readings.append(asyncio.create_task(isolation.read([b"HANG"], LIMITS, DEFAULT)))
+        await asyncio.sleep(0.05)
+        readings[-1].cancel()
+        await asyncio.sleep(0.05)
+
+    assert threading.active_count() - before <= isolation.CHILDREN
+    ended = await asyncio.gather(*readings, return_exceptions=True)
+    slow.close()
+    assert {asyncio.CancelledError} == set(map(type, ended))

@@ -56,13 +56,14 @@ def create_app(settings: Settings) -> FastAPI:
             yield
 
     # FastAPI's own pages of documentation load scripts from the internet, which a hospital's machine must not do.
-    app = FastAPI(
+    app = _Gateway(
         title="medserve",
         version=__version__,
         description=f"Self-hosted MedGemma: images in, checked reports out. {NOTICE}",
         lifespan=lifespan,
         docs_url=None,
         redoc_url=None,
+        openapi_url=None,  # its own route would make the document on the event loop
         telemetry=SILENT,
     )
     app.state.settings = settings
@@ -71,7 +72,6 @@ def create_app(settings: Settings) -> FastAPI:
         family = import_module(f"{routes.__name__}.{module}")
         app.include_router(family.router, dependencies=[needs(getattr(family, "SCOPE", Scope.USE))])
         runners |= getattr(family, "RUNNERS", {})
-    app.openapi = lambda: _document(app)  # type: ignore[method-assign]
     handle_errors(app)
     # The innermost first.
     app.add_middleware(BodyLimit, limit=settings.limits.body_bytes, seconds=settings.limits.request_seconds)
@@ -86,9 +86,12 @@ def create_app(settings: Settings) -> FastAPI:
     return app
 
 
-def _document(app: FastAPI) -> dict[str, Any]:
-    """The OpenAPI document, made when it is first asked for."""
-    if app.openapi_schema is None:
-        made = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
-        app.openapi_schema = guarded(hoisted(made))
-    return app.openapi_schema
+class _Gateway(FastAPI):
+    """The application, whose OpenAPI document names shared parts once and tells how keys are shown."""
+
+    def openapi(self) -> dict[str, Any]:
+        """The OpenAPI document, made when it is first asked for."""
+        if self.openapi_schema is None:
+            made = get_openapi(title=self.title, version=self.version, description=self.description, routes=self.routes)
+            self.openapi_schema = guarded(hoisted(made))
+        return self.openapi_schema

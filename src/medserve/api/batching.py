@@ -11,6 +11,7 @@ import structlog
 from fastapi import FastAPI
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from medserve import serialised
 from medserve.api import chat, kept, later, lines
 from medserve.api.errors import Unforeseen, handle_errors
 from medserve.api.watch import SILENT
@@ -117,7 +118,8 @@ class Requests:
 
     async def _answered(self, body: Mapping[str, Any]) -> httpx.Response:
         """The answer, whatever it is; raises what refused it where that may pass by itself."""
-        answer = await self.service.post(self.endpoint, json=body)
+        sent, headers = await serialised.written(body), {"Content-Type": "application/json"}
+        answer = await self.service.post(self.endpoint, content=sent, headers=headers)
         if not answer.is_success:
             told, pause = lines.parsed(answer.content)["error"], answer.headers.get("Retry-After")
             kind = by_code(told["code"], MedserveError)

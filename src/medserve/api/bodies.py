@@ -103,11 +103,15 @@ async def read_json(request: Request, model: type[M]) -> M:
     if kind_of(request) != "application/json":
         raise HTTPException(415, "send a JSON body with the header Content-Type: application/json")
     data = await request.body()
+    # Looking and parsing hold Python's lock for a part of their time only; what is small is not worth the way.
+    return await in_thread(_uncrowded, data, model) if len(data) > LARGE else _uncrowded(data, model)
+
+
+def _uncrowded(data: bytes, model: type[M]) -> M:
     if _crowded(data):
         told = f"the body holds more than {MOST_VALUES} values in lists and objects; send pictures as files of a form"
         raise InvalidRequest(told)
-    # The parser holds Python's lock for a part of its time only; what is small is not worth the way to a thread.
-    return await in_thread(parsed, data, model) if len(data) > LARGE else parsed(data, model)
+    return parsed(data, model)
 
 
 def parsed(data: bytes, model: type[M]) -> M:

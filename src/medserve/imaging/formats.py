@@ -17,7 +17,7 @@ from medserve.errors import ImageTooLarge, ImageUnreadable
 from medserve.images import Concern, Modality, Study
 from medserve.imaging import archive, folder, lodging, raster, tiff
 from medserve.imaging.isolation import Reading
-from medserve.imaging.material import File, Wanted, check_count, total_limit
+from medserve.imaging.material import File, Wanted, check_count, is_folder, total_limit
 from medserve.settings import Limits
 
 NAMES = "JPEG, PNG, TIFF, WebP, BMP, GIF, DICOM, NIfTI, PDF, a slide (SVS, NDPI, pyramidal TIFF), a folder, zip or tar"
@@ -72,7 +72,7 @@ def _files(found: Iterable[File | Path], limits: Limits) -> Iterator[File]:
 
 def _opened(item: File | Path, limits: Limits) -> Iterable[File]:
     if isinstance(item, Path):
-        if item.is_dir():
+        if is_folder(item):
             return (File.at(path, chosen=False) for path in folder.paths(item, limits))
         item = File.at(item)
     if archive.kind(item.head):
@@ -209,5 +209,4 @@ def _slide_paths(files: Sequence[File]) -> Iterator[Path | list[Path]]:
 
 
 def _with_left_out(reading: Reading) -> Reading:
-    concerns = tuple(dict.fromkeys((*reading.study.concerns, Concern.NOT_A_PICTURE_DROPPED)))
-    return replace(reading, study=replace(reading.study, concerns=concerns))
+    return replace(reading, study=reading.study.concerned(Concern.NOT_A_PICTURE_DROPPED))

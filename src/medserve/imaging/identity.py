@@ -60,11 +60,6 @@ def facts(instance: Instance) -> tuple[tuple[str, str], ...]:
     return tuple((named | hashes).items())
 
 
-def deidentified(data: bytes, limits: Limits) -> bytes:
-    """The copy of one file, as `deidentified_files` makes it; its UIDs have nothing in common with any other call's."""
-    return deidentified_files([data], limits)[0]
-
-
 def deidentified_files(files: Sequence[bytes], limits: Limits) -> list[bytes]:
     """Copies of DICOM files by PS3.15's basic profile, new UIDs and no private elements, in the files' order.
 

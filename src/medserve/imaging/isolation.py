@@ -34,8 +34,9 @@ from medserve import scratch
 from medserve.errors import ImageError, ImageUnreadable, InvalidRequest, MedserveError, WorkerCrashed, by_code
 from medserve.images import Image, Study
 from medserve.imaging import wire
-from medserve.imaging.material import Material, Wanted
+from medserve.imaging.material import Material, Wanted, is_folder
 from medserve.settings import Limits
+from medserve.threads import in_lane
 
 MODULE = "medserve.workers.imaging"
 HERE = Path(__file__).parents[2]
@@ -136,7 +137,7 @@ class Gone(Exception):
 
 async def read(materials: Sequence[Material], limits: Limits, wanted: Wanted) -> Reading:
     """Have a child read the materials as one study. Raises InvalidRequest (mostly ImageError), or WorkerCrashed."""
-    return await anyio.to_thread.run_sync(decoders().read, materials, limits, wanted, limiter=_lane())
+    return await in_lane(_lane(), decoders().read, materials, limits, wanted)
 
 
 async def document(report: bytes, materials: Sequence[Material], limits: Limits, wanted: Wanted) -> bytes:
@@ -144,7 +145,7 @@ async def document(report: bytes, materials: Sequence[Material], limits: Limits,
 
     Raises InvalidRequest where the materials are not that study, or WorkerCrashed.
     """
-    return await anyio.to_thread.run_sync(decoders().document, report, materials, limits, wanted, limiter=_lane())
+    return await in_lane(_lane(), decoders().document, report, materials, limits, wanted)
 
 
 _limiter: RunVar[anyio.CapacityLimiter] = RunVar("medserve-decoders")
@@ -173,7 +174,7 @@ def budget(materials: Sequence[Material]) -> float:
     for material in materials:
         if isinstance(material, bytes):
             size += len(material)
-        elif material.is_dir():
+        elif is_folder(material):
             return MOST_SECONDS
         else:
             with suppress(OSError):

@@ -88,6 +88,11 @@ def total_limit(limits: Limits) -> int:
     return 4 * limits.body_bytes
 
 
+def is_folder(path: Path) -> bool:
+    """Whether it is a folder; what the system does not tell of (too long a name, a closed folder) fails when opened."""
+    return os.path.isdir(path)  # noqa: PTH112 - Path's own may raise
+
+
 def opened(path: Path) -> int:
     """An open descriptor of a plain file; whatever else has that name (a pipe, a device) is never waited for."""
     try:

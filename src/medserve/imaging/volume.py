@@ -53,7 +53,7 @@ def of_series(found: Series, modality: Modality, limits: Limits) -> Study:
         # The same factor on all slices changes nothing in a stretch; the published arithmetic is on stored values.
         rescales = [None] * len(rescales)
     values = _values(found.slices, rescales)
-    space = _volume(found.slices, values, "HU" if hounsfield else "none")
+    space = _volume(found.slices, values, hounsfield=hounsfield)
     return study(
         values,
         space,
@@ -189,7 +189,8 @@ def rescaled(stored: NDArray[np.generic], slope: float, intercept: float) -> Val
     return measured
 
 
-def _volume(slices: Sequence[Slice], values: Values, unit: str) -> Volume | None:
+def _volume(slices: Sequence[Slice], values: Values, *, hounsfield: bool) -> Volume | None:
+    """The voxels with their places; None where a slice does not say where it lies."""
     places = [one.place for one in slices if one.place is not None]
     if len(places) < len(slices):
         return None
@@ -198,7 +199,7 @@ def _volume(slices: Sequence[Slice], values: Values, unit: str) -> Volume | None
         np.array([place.position for place in places]),
         _step(places[0].down),
         _step(places[0].across),
-        "HU" if unit == "HU" else "none",
+        "HU" if hounsfield else "none",
     )
 
 

@@ -22,10 +22,10 @@ from medserve.jobs.ledger import Claimed, ClaimLost, Ledger, check_room
 from medserve.jobs.record import Failure, Job, JobState, as_json, new_id
 from medserve.jobs.uploads import Upload, Uploads
 from medserve.jobs.vault import Vault
-from medserve.jobs.work import Runner, Work, shielded
+from medserve.jobs.work import Runner, Work
 from medserve.models import Models
 from medserve.settings import Settings
-from medserve.threads import in_thread
+from medserve.threads import in_thread, shielded
 
 __all__ = ["Failure", "Job", "JobState", "Jobs", "Rhythm", "Runner", "Upload", "Work"]
 

@@ -11,7 +11,7 @@ from time import time
 from typing import Any
 from uuid import uuid4
 
-from sqlalchemy import ColumnElement, Row, Update, and_, case, delete, func, insert, or_, select, update
+from sqlalchemy import ColumnElement, Row, Select, Update, and_, case, delete, func, insert, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from medserve.database import Database, job_items, jobs, newest_first, now
@@ -179,23 +179,10 @@ class Ledger:
         async with self._database.reading() as connection:  # most of the time there is nothing, and that costs nothing
             if (await connection.execute(select(jobs.c.id).where(ready).limit(1))).first() is None:
                 return None
-        others = jobs.alias()
-        at_work = (
-            select(func.count())
-            .where(others.c.owner == jobs.c.owner, others.c.state == JobState.RUNNING)
-            .scalar_subquery()
-        )
-        next_one = (
-            select(jobs.c.id)
-            .where(ready)
-            .order_by(at_work, jobs.c.created, jobs.c.id)
-            .limit(1)
-            .with_for_update(skip_locked=True, of=jobs)
-        )
         claim = uuid4().hex
         async with self._database.begin() as connection:
             await self._database.alone(connection, _CLAIMING)  # two at once would not see whom the other serves
-            chosen = (await connection.execute(next_one)).scalar()
+            chosen = (await connection.execute(_next_of(ready))).scalar()
             if chosen is None:
                 return None
             taken = await connection.execute(
@@ -334,6 +321,14 @@ def check_room(waiting: int, most: int) -> None:
     """Raise JobsFull where no further job may wait."""
     if waiting >= most:
         raise JobsFull(f"{waiting} jobs wait, as many as may (limits.jobs); send this one again later")
+
+
+def _next_of(ready: ColumnElement[bool]) -> Select[tuple[str]]:
+    """The one to be done next: of whoever has fewest at work, the one that has waited longest."""
+    others = jobs.alias()
+    at_work = select(func.count()).where(others.c.owner == jobs.c.owner, others.c.state == JobState.RUNNING)
+    fairest = select(jobs.c.id).where(ready).order_by(at_work.scalar_subquery(), jobs.c.created, jobs.c.id)
+    return fairest.limit(1).with_for_update(skip_locked=True, of=jobs)
 
 
 async def _waiting(connection: AsyncConnection) -> int:

@@ -12,8 +12,7 @@ from sqlalchemy import delete, insert, select
 from medserve.database import Database, files, newest_first
 from medserve.errors import InvalidRequest, UnknownFile
 from medserve.jobs.vault import Vault
-from medserve.jobs.work import shielded
-from medserve.threads import in_thread
+from medserve.threads import in_thread, shielded
 
 _ID = re.compile(r"file-[0-9a-f]{32}")
 

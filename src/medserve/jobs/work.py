@@ -11,6 +11,7 @@ from medserve.jobs.ledger import ATTEMPTS, Claimed, ClaimLost, Ledger
 from medserve.jobs.record import Job
 from medserve.models import Models
 from medserve.settings import Settings
+from medserve.threads import shielded
 
 T = TypeVar("T")
 
@@ -89,15 +90,3 @@ async def _insisted(ask: Callable[[], Awaitable[T]]) -> T:
             return await shielded(ask())
         except DatabaseFailed:
             await asyncio.sleep(AGAIN_SECONDS)
-
-
-async def shielded(work: Awaitable[T]) -> T:
-    """Wait for something that must not be left half done; who is cancelled meanwhile ends when it is done."""
-    task = asyncio.ensure_future(work)
-    try:
-        return await asyncio.shield(task)
-    except asyncio.CancelledError:
-        await asyncio.wait({task})
-        if not task.cancelled():
-            task.exception()  # looked at; the caller is no longer interested
-        raise

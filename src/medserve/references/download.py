@@ -10,6 +10,7 @@ from typing import Any
 import httpx
 
 from medserve.errors import ImageTooLarge, InvalidRequest, SourceFailed
+from medserve.threads import in_thread
 
 CONNECT_SECONDS = 10.0
 PIECE = 2**20
@@ -43,7 +44,7 @@ async def answer(
     Raises SourceFailed, or InvalidRequest where there is no such thing; both name no address.
     """
     try:
-        async with asyncio.timeout(seconds), _client(ca) as client:
+        async with asyncio.timeout(seconds), await in_thread(_client, ca) as client:
             wanted = {"Accept-Encoding": "identity", "User-Agent": "medserve", **headers}
             request = client.build_request("GET", url, headers=wanted, extensions=dict(extensions or {}))
             response = await client.send(request, stream=True)
@@ -75,6 +76,7 @@ async def pieces(response: httpx.Response, allowance: Allowance) -> AsyncIterato
 
 
 def _client(ca: Path | None) -> httpx.AsyncClient:
+    """A client that trusts `ca`, else whom all programs here trust. Reading the certificates blocks."""
     try:
         verify = ssl.create_default_context(cafile=ca) if ca else True
     except OSError:

@@ -1,13 +1,14 @@
-"""Two pages for people, made of text alone: what this is, and every route there is. Nothing is loaded from anywhere."""
+"""What this is and every route there is, as two pages for people and a document; nothing is loaded from anywhere."""
 
 from collections.abc import Iterator
 from html import escape
 from typing import Any
 
 from fastapi import APIRouter, Request
-from fastapi.responses import HTMLResponse
+from fastapi.responses import HTMLResponse, JSONResponse
 
 from medserve.reports import NOTICE
+from medserve.threads import in_thread
 
 router = APIRouter(include_in_schema=False)
 
@@ -52,8 +53,21 @@ async def front(request: Request) -> HTMLResponse:
 @router.get("/docs")
 async def reference(request: Request) -> HTMLResponse:
     """Every route, from the OpenAPI document."""
-    routes = "\n".join(_routes(request.app.openapi()))
+    routes = "\n".join(_routes(await _document(request)))
     return _page("medserve: routes", f'<h1>Routes</h1>\n{routes}\n<p><a href="/openapi.json">OpenAPI document</a></p>')
+
+
+@router.get("/openapi.json")
+async def document(request: Request) -> JSONResponse:
+    """The OpenAPI document, with the path under which a proxy shows the service."""
+    root = request.scope.get("root_path", "").rstrip("/")
+    return JSONResponse(await _document(request) | ({"servers": [{"url": root}]} if root else {}))
+
+
+async def _document(request: Request) -> dict[str, Any]:
+    """The document of all routes; to make it the first time takes half a second."""
+    made: dict[str, Any] = await in_thread(request.app.openapi)
+    return made
 
 
 def _routes(document: dict[str, Any]) -> Iterator[str]:
