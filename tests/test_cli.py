@@ -287,7 +287,7 @@ def test_a_service_is_looked_at(
     gone = medserve(capsys, "ps", "--url", url)
 
     assert ["script", "ready", "scripted"] == running.out.splitlines()[1].split()[:3]
-    assert "in use" in refused(taken)
+    assert f"cannot listen at {url}: Address already in use; choose another" in refused(taken)
     assert (3, f"error: no medserve answers at {url}; start one with: medserve serve\n") == (gone.code, gone.err)
 
 

@@ -47,8 +47,8 @@ HEAD = """# Commands
 Written by `make docs` from the commands' own help.
 
 Exit codes: 0 done, 1 unexpected failure, a replay that differs or a build that did not pass, 2 bad input or usage, 3
-the model or its engine failed, 4 (with `--strict`) a report needs review. Reports go to standard output, everything
-else to standard error.
+the model or its engine failed, 4 (with `--strict`) a report needs review, 130 stopped by Ctrl-C. Reports go to standard
+output, everything else to standard error.
 Settings come from `MEDSERVE_...` variables or from a TOML file named by `MEDSERVE_CONFIG`.
 """
 

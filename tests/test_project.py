@@ -12,6 +12,7 @@ from packaging.utils import canonicalize_name
 from PIL import Image
 
 import medserve
+from medserve import errors
 from tests.required import need
 
 ROOT = Path(__file__).parents[1]
@@ -108,6 +109,20 @@ def test_every_decision_is_listed() -> None:
     assert [] == [
         page.name for page in (ROOT / "docs" / "decisions").glob("[0-9]*.md") if f"({page.name})" not in index
     ]
+
+
+def test_the_tree_of_errors_shows_every_error_below_its_own() -> None:
+    """Who looks up what can go wrong finds all of it, in the place that decides its status."""
+    above: dict[int, str] = {}
+    shown = {}
+    for line in (errors.__doc__ or "").splitlines():
+        if found := re.match(r"( +[│ ]*[├└]── |    )([A-Z][A-Za-z]+)\b", line):
+            depth, name = len(found[1]), found[2]
+            shown[name] = next((above[near] for near in sorted(above, reverse=True) if near < depth), "Exception")
+            above = {near: kept for near, kept in above.items() if near < depth} | {depth: name}
+
+    kinds = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, Exception)]
+    assert {kind.__name__: kind.__bases__[0].__name__ for kind in kinds} == shown
 
 
 def test_a_test_cannot_reach_another_machine() -> None:

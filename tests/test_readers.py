@@ -1,6 +1,5 @@
 """A reply becomes a value only if it says so; what denies, wavers or contradicts itself is None with a flag."""
 
-import json
 import re
 from time import process_time
 from typing import Any
@@ -429,6 +428,26 @@ def test_a_long_answer_with_one_code_is_read_and_flagged() -> None:
     )
 
 
+AROUND = [
+    (Flag.REFUSAL, "I'm sorry, as an AI I am unable to diagnose."),
+    (Flag.THINKING_LEAK, "<think>hm</think>"),
+    (Flag.SPECIAL_TOKEN_LEAK, "<end_of_turn>"),
+    (Flag.GIBBERISH_REPEAT, "The the the the the the"),
+]
+
+
+@pytest.mark.parametrize(("flag", "noise"), AROUND)
+@pytest.mark.parametrize(
+    ("reader", "reply"),
+    [(CODE, "NV"), (YES_NO, "yes"), (STRUCTURES, "dots"), (COLOUR, "brown")],
+    ids=lambda one: str(one),
+)
+def test_what_stands_around_a_closed_answer_is_flagged(reader: Reader[Any], reply: str, flag: Flag, noise: str) -> None:
+    """An answer that can be read is read, and somebody has to look at what else was said."""
+    assert () == reader.read(reply).flags
+    assert flag in reader.read(f"{reply}. {noise}").flags
+
+
 # --- prose
 
 
@@ -627,10 +646,3 @@ def test_reading_takes_time_in_proportion_to_the_reply(piece: str) -> None:
 def test_a_text_opens_with_one_of_the_words_or_with_none(text: str, expected: str | None) -> None:
     """A whole word, whatever its case and the marks before it; the longer one where two fit."""
     assert expected == opening(text, ("yes", "no", "no change"))
-
-
-def test_a_reader_describes_itself() -> None:
-    """What a question takes can be shown, scored and constrained."""
-    assert {"kind": "one_of", "options": ["yes", "no"]} == YES_NO.describe()
-    assert {"kind": "any_of", "options": ["dots", "globules", "streaks", "none"]} == STRUCTURES.describe()
-    assert {"kind": "json_of", "schema": FINDINGS} == json.loads(json.dumps(JSON.describe()))

@@ -16,7 +16,6 @@ from medserve.text import (
     Removed,
     Thinking,
     ThinkingSplitter,
-    classification_flags,
     clean,
     description_flags,
     neutralise,
@@ -328,30 +327,9 @@ def test_a_good_second_look_has_no_flag() -> None:
     assert () == description_flags(LOOK, CODES)
 
 
-CLASSIFICATIONS = [
-    (Flag.EMPTY, "", "NV"),
-    (Flag.INVALID_CODE, "INVALID INPUT", "NV."),
-    (Flag.MULTIPLE_CODES, "NV, NOT MEL", "NV, NV"),
-    (Flag.REFUSAL, "I cannot classify this.", "NV"),
-    (Flag.SPECIAL_TOKEN_LEAK, "NV<eos>", "NV"),
-    (Flag.THINKING_LEAK, "<unused94>thought\nNV", "NV"),
-    (Flag.VERBOSE_OUTPUT, "The class that fits these observations best is NV, I believe.", "The best class is NV."),
-]
+def test_a_name_leaks_the_class_as_its_code_does() -> None:
+    """Where names belong to the codes, a spelled-out one is noticed in any case; a code is upper case."""
+    named = {"NV": ("melanocytic nevus",)}
 
-
-@pytest.mark.parametrize(("flag", "raising", "_quiet"), CLASSIFICATIONS)
-def test_a_classification_raises_the_flag(flag: Flag, raising: str, _quiet: str) -> None:
-    """What should be one code and is not is noticed."""
-    assert flag in classification_flags(raising, CODES)
-
-
-@pytest.mark.parametrize(("flag", "_raising", "quiet"), CLASSIFICATIONS)
-def test_a_plain_classification_does_not(flag: Flag, _raising: str, quiet: str) -> None:
-    """A code and little more is as it should be."""
-    assert flag not in classification_flags(quiet, CODES)
-
-
-def test_names_count_as_codes_where_they_are_given() -> None:
-    """A spelled-out name is an invalid code to a list of codes and a code to a list with names."""
-    assert (Flag.INVALID_CODE,) == classification_flags("Melanocytic nevus", CODES)
-    assert () == classification_flags("Melanocytic nevus", {"NV": ("melanocytic nevus",), "MEL": ("melanoma",)})
+    assert (Flag.CLASSIFICATION_LEAKAGE,) == description_flags(f"{LOOK} A Melanocytic nevus.", named)
+    assert () == description_flags(f"{LOOK} A nevus, mel or nv.", named)

@@ -11,11 +11,16 @@ from medserve import observation, tracing
 from medserve.api import create_app
 from medserve.engines.scripted import Reply, Scripted
 from medserve.errors import EngineError, InvalidRequest
+from medserve.examination import examine
 from medserve.generation import Chunk, Finish, GenerationRequest, Message, Usage, collect
-from medserve.settings import Settings
+from medserve.images import Study
+from medserve.imaging import raster
+from medserve.settings import DEMO, Limits, Settings
+from medserve.workflows import find
 from tests.collector import Collector, collecting
 
 SERVER, CLIENT = 2, 3
+DRAWINGS = DEMO / "drawings"
 CALLER = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 ASKED = GenerationRequest((Message("user", ("What is it?",)),), max_tokens=20)
 
@@ -163,3 +168,17 @@ def test_the_standard_variable_names_the_collector_too(monkeypatch: pytest.Monke
     assert "http://127.0.0.1:1" == Settings().otlp_endpoint
     monkeypatch.setenv("MEDSERVE_OTLP_ENDPOINT", "http://127.0.0.1:2")
     assert "http://127.0.0.1:2" == Settings().otlp_endpoint
+
+
+async def test_what_a_caller_wants_located_or_compared_is_in_no_trace(collector: Collector) -> None:
+    """A caller may write a patient's name there, and a step's name in the report repeats it."""
+    drawn = (DRAWINGS / "chest-normal.png", DRAWINGS / "chest-large-heart.png")
+    films = tuple(raster.decode(one.read_bytes(), Limits()) for one in drawn)
+    engine = Scripted(["yes", "A chest film.", "[]", "stable"])
+    asked = {"locate": ["Mustermann"], "compare": ["Mustermann"], "guard": False}
+    made = await examine(find("chest-xray"), Study(films), engine, options=asked)
+    tracing.stop()
+
+    assert 2 == sum("mustermann" in step.name.lower() for step in made.steps)
+    assert {"step Location", "step Comparison"} < {span.name for span in collector.spans}
+    assert not any(b"mustermann" in body.lower() for _, body in collector.bodies)

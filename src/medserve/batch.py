@@ -1,6 +1,7 @@
 """Studies one after another, each with its report or its own error: one bad file stops no other."""
 
 import json
+import os
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from medserve import exports, references
+from medserve.console import fault, visible
 from medserve.engines import Engine
 from medserve.errors import EngineError, InvalidRequest, SourceFailed
 from medserve.examination import calibrations_of, examine
@@ -74,7 +76,7 @@ async def examine_all(order: Order, studies: Iterable[Sequence[str]], settings: 
             progress.say(f"loading {model.name}")
             await model.ready()
             for names in studies:
-                called = names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more"
+                called = visible(names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more")
                 progress.note(called)
                 try:
                     report, study = await _report(order, names, model, settings, progress)
@@ -101,6 +103,8 @@ async def examine_all(order: Order, studies: Iterable[Sequence[str]], settings: 
 
 async def reading(names: Sequence[str], settings: Settings, wanted: Wanted) -> Reading:
     """The one study in files, folders, archives and references; raises InvalidRequest or SourceFailed."""
+    if not all(names):  # as a path it would be the folder that the command was started in
+        raise InvalidRequest("a path is empty; name a file, a folder or an archive", param="files")
     async with references.gathered(_given(names), settings) as materials:
         return await intake.reading(materials, settings.limits, wanted)
 
@@ -178,14 +182,24 @@ def file_name(report: Report) -> str:
 
 def _write(report: Report, made: Mapping[str, bytes], folder: Path) -> Path:
     target = folder / file_name(report)
+    others = {exports.find(name).suffix: content for name, content in made.items()}
+    own = {".json": f"{report.model_dump_json(indent=2)}\n".encode(), ".txt": f"{as_text(report)}\n".encode()}
     try:
-        target.write_text(report.model_dump_json(indent=2) + "\n", encoding="utf-8")
-        target.with_suffix(".txt").write_text(as_text(report) + "\n", encoding="utf-8")
-        for name, content in made.items():
-            target.with_suffix(exports.find(name).suffix).write_bytes(content)
+        for suffix, content in {**own, **others}.items():
+            _replace(target.with_suffix(suffix), content)
     except OSError as error:
         raise InvalidRequest(f"the report cannot be written to {folder}: {error.strerror}", param="out") from None
     return target
+
+
+def _replace(file: Path, content: bytes) -> None:
+    """Write a file whole or not at all: where there is no room for it, what stood there before stays."""
+    half = file.with_name(f".{file.name}.{os.getpid()}")
+    try:
+        half.write_bytes(content)
+        half.replace(file)
+    finally:
+        half.unlink(missing_ok=True)
 
 
 class Progress:
@@ -213,7 +227,7 @@ class Progress:
     def fault(self, words: str) -> None:
         """A line that stays, for everyone."""
         self.pause()
-        typer.secho(f"error: {words}", fg="red", err=True)
+        fault(words)
 
     def step(self, name: str, step: Step | None) -> None:
         """A question of the workflow as it begins (None) and as it ends."""
@@ -221,7 +235,7 @@ class Progress:
             self.say(name)
             return
         seconds = step.prompt_seconds + step.completion_seconds
-        shown = "not readable" if step.value is None else " ".join(str(step.value).split())
+        shown = "not readable" if step.value is None else visible(" ".join(str(step.value).split()))
         self.note(f"  {name}: {shown[:WIDEST_ANSWER]}  ({seconds:.1f} s)")
 
 

@@ -69,7 +69,7 @@ async def swapped(study: Study, other: Study | None = None) -> Study:
     if other is not None:
         pixels = [other.images[place % len(other.images)].pixels for place in range(len(study.images))]
         return await in_thread(_showing, study, pixels)
-    drawing = await raster.read(sight.DRAWINGS[0].read_bytes(), Limits())
+    drawing = await raster.read(await in_thread(sight.DRAWINGS[0].read_bytes), Limits())
     return await in_thread(_showing, study, [drawing.pixels] * len(study.images))
 
 

@@ -9,7 +9,7 @@ from pydicom import dcmread
 
 from medserve.errors import ImageError, ImageTooLarge, InvalidRequest
 from medserve.imaging import archive, folder, identity, instance
-from medserve.imaging.material import File, check_count, total_limit
+from medserve.imaging.material import File, check_count, is_folder, total_limit
 from medserve.settings import Limits
 
 
@@ -62,6 +62,8 @@ def _files(paths: Iterable[str], limits: Limits) -> Iterator[tuple[str, File]]:
     """Every file with the path by which somebody gave it: a path inside a folder may hold a patient's name."""
     count = 0
     for called in paths:
+        if not called:  # as a path it would be the folder that the command was started in
+            raise InvalidRequest("a path is empty; name a file, a folder or an archive", param="files")
         for file in _opened(Path(called), limits):
             count += 1
             check_count(count, limits)
@@ -69,7 +71,7 @@ def _files(paths: Iterable[str], limits: Limits) -> Iterator[tuple[str, File]]:
 
 
 def _opened(path: Path, limits: Limits) -> Iterable[File]:
-    if path.is_dir():
+    if is_folder(path):
         return (File.at(each, chosen=False) for each in folder.paths(path, limits))
     file = File.at(path)
     if archive.kind(file.head):

@@ -8,7 +8,7 @@ another.
 import asyncio
 import os
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +44,8 @@ MIGRATIONS = Path(__file__).parent / "migrations"
 BUSY_SECONDS = 30.0
 """How long a transaction waits for another process's that writes to the same SQLite file."""
 CONNECT_SECONDS = 10
+LODGERS = ("id", "medserve.db", "jobs", "models", "workflows", "schemas", "calibrations", "certificates")
+"""What lies in a home, each from when it is first needed: by any of them a folder is known as one."""
 SQLITE_CONNECTIONS = 4
 """Each is a thread; writers take turns anyway."""
 _READING = "medserve_reading"
@@ -165,7 +167,7 @@ class Database:
         Makes `settings.home` (0700) where it does not exist. Raises InvalidRequest for a URL that leads nowhere,
         DatabaseFailed when it does not answer or belongs to a newer version.
         """
-        await in_thread(prepared, settings.home)
+        await in_thread(moved_in, settings.home)
         database = cls(_engine(await in_thread(_url, settings)))
         try:
             await database._migrate()
@@ -221,6 +223,22 @@ def prepared(folder: Path) -> Path:
             param="home",
         ) from None
     return folder
+
+
+def moved_in(home: Path) -> Path:
+    """`prepared` for the setting home, which may be any folder by mistake: one of other files is not closed to others.
+
+    Blocking; raises InvalidRequest.
+    """
+    with suppress(OSError):  # what cannot be looked into is told of below
+        open_to_others = home.is_dir() and home.stat().st_mode & 0o077
+        if open_to_others and any(home.iterdir()) and not any((home / name).exists() for name in LODGERS):
+            raise InvalidRequest(
+                "the folder of the setting home holds other files, and others may look into it; name a folder of "
+                "medserve's own with MEDSERVE_HOME, or close it: chmod 700",
+                param="home",
+            )
+    return prepared(home)
 
 
 def newest_first(query: Select[Any], table: Table, limit: int, behind: tuple[float, str] | None) -> Select[Any]:

@@ -37,10 +37,11 @@
     ├── EngineError               the worker or server behind the model failed this request
     │   ├── WorkerCrashed
     │   ├── ServerLost            the server elsewhere that runs the model is not there, or hung up
+    │   ├── DeviceFull            the device that computes has no memory left for this request
     │   └── EngineTimeout
     ├── SourceFailed              a server that holds pictures did not hand them over
     ├── HubFailed                 the model hub did not hand over weights
-    ├── DiskFull                  a download has no room
+    ├── DiskFull                  what is to be kept has no room
     ├── JobsFull                  as many jobs wait as may
     ├── DatabaseFailed            what keeps jobs and keys does not answer
     └── ServiceStopping           the service ends, and this did not end in time
@@ -48,7 +49,7 @@
 Messages never hold patient data: they quote field names, numbers and hashes, not prompts, file names or tags.
 """
 
-from typing import ClassVar, TypeVar
+from typing import ClassVar, Self, TypeVar
 
 E = TypeVar("E", bound="MedserveError")
 
@@ -66,6 +67,14 @@ class MedserveError(Exception):
         self.message = message
         self.param = param
         self.retry_after = retry_after
+
+    def copied(self, more: str = "", *, retry_after: float | None = None) -> Self:
+        """The same error, and `more` after its words, to be kept or raised where another one is.
+
+        A raised error holds its traceback, and with it what a request brought, such as a patient's pictures. What is
+        kept is therefore a copy that was never raised, and what is raised later a copy of that.
+        """
+        return type(self)(self.message + more, param=self.param, retry_after=retry_after)
 
     def __reduce__(self) -> tuple[object, ...]:
         return _rebuild, (type(self), self.message, self.param, self.retry_after)
@@ -314,7 +323,7 @@ class HubFailed(MedserveError):
 
 
 class DiskFull(MedserveError):
-    """What is to be downloaded does not fit on the disk."""
+    """What is to be downloaded, or kept while it is worked on, does not fit on the disk."""
 
     code = "disk_full"
 

@@ -13,17 +13,9 @@ from medserve.engines import Engine, leased
 from medserve.flags import Flag
 from medserve.generation import GREEDY, Sampling, Usage
 from medserve.images import Concern, Modality, Study
-from medserve.reports import (
-    Conclusion,
-    Provenance,
-    Report,
-    Step,
-    StudyFacts,
-    is_demonstration,
-    notice_for,
-)
+from medserve.reports import Conclusion, Provenance, Report, StudyFacts, is_demonstration, notice_for
 from medserve.threads import in_thread
-from medserve.workflow import Consult, Options, Progress, Workflow, counts, once, quiet
+from medserve.workflow import Consult, Options, Progress, Workflow, counts, once, quiet, usage_of
 
 
 @observation.examination
@@ -75,7 +67,7 @@ async def _reported(
     noticed = [*guard.flags(domain), *controls.flags(runs), *of_engine(facts)]
     flags = once([*(flag for step in consult.steps for flag in step.flags), *conclusion.flags, *noticed])
     asked = [*consult.steps, *(step for run in runs for step in run.steps)]
-    usage = sum((_usage(step) for step in asked), Usage())
+    usage = sum(map(usage_of, asked), Usage())
     return Report(
         title=workflow.title,
         study=told,
@@ -116,8 +108,4 @@ def seen_as(study: Study, workflow: Workflow) -> Study:
         return replace(study, modality=workflow.modality)
     if not workflow.modalities or study.modality in workflow.modalities:
         return study
-    return replace(study, concerns=tuple(dict.fromkeys((*study.concerns, Concern.WRONG_MODALITY))))
-
-
-def _usage(step: Step) -> Usage:
-    return Usage(**step.tokens.model_dump())
+    return study.concerned(Concern.WRONG_MODALITY)

@@ -1,6 +1,6 @@
 """A picture is decoded once, known by what it shows, and never changed: the one type through which pixels travel."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from functools import cached_property
 from hashlib import sha256
@@ -212,6 +212,10 @@ class Study:
             raise ImageError("a study has one slice number a picture or none", param="slices")
         if self.overview and len(self.overview.places) != len(self.images):
             raise ImageError("an overview has one place a picture", param="overview")
+
+    def concerned(self, *more: Concern) -> "Study":
+        """The same study, flagged for these concerns as well, each once."""
+        return replace(self, concerns=tuple(dict.fromkeys((*self.concerns, *more))))
 
     @property
     def sha256(self) -> str:

@@ -116,7 +116,7 @@ async def job(kind: str, identifier: str) -> AsyncIterator[None]:
 
 @contextmanager
 def step(name: str) -> Iterator[Span]:
-    """Around one question of a workflow, whose step has this name."""
+    """Around one question of a workflow; the name is one of the workflow's own and holds no word of a caller's."""
     with tracing.span(f"step {name}", {"medserve.step": name}) as span:
         yield span
 

@@ -24,6 +24,7 @@ from medserve.text import (
     VERBOSE,
     Removed,
     clean,
+    closed_flags,
     description_flags,
     is_refusal,
     split_thinking,
@@ -70,16 +71,9 @@ class Reader(Generic[T_co]):
             missing = Flag.TRUNCATED if parts.truncated else Flag.EMPTY
             return Reading(None, (*noticed, missing), "the reply holds no answer")
         reading = self.parse(parts.text)
-        return Reading(reading.value, (*noticed, *reading.flags), reading.detail, reading.removed)
-
-    def describe(self) -> dict[str, Any]:
-        """The reader as JSON: its kind, and its options or schema."""
-        facts: dict[str, Any] = {"kind": self.kind}
-        if self.options:
-            facts["options"] = list(self.options)
-        if self.schema is not None:
-            facts["schema"] = dict(self.schema)
-        return facts
+        around = closed_flags(parts.text) if self.options else ()
+        flags = tuple(dict.fromkeys((*noticed, *reading.flags, *around)))
+        return Reading(reading.value, flags, reading.detail, reading.removed)
 
 
 # --- readers of words ---------------------------------------------------------------------------------------------

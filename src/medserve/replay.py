@@ -7,10 +7,11 @@ from medserve.calibration import Fit
 from medserve.engines.scripted import Reply, Scripted
 from medserve.errors import InvalidRequest
 from medserve.examination import examine
-from medserve.generation import Sampling, Timings, Usage
+from medserve.generation import Sampling, Timings
 from medserve.images import Study
 from medserve.reports import Report, Step
 from medserve.threads import in_thread
+from medserve.workflow import usage_of
 
 
 def changed(recorded: Report, folder: Path | None = None) -> str:
@@ -57,7 +58,7 @@ def _reply(step: Step) -> Reply:
         thinking=step.thinking,
         finish=step.finish,
         label_logprobs=step.label_logprobs,
-        usage=Usage(**step.tokens.model_dump()),
+        usage=usage_of(step),
         timings=Timings(step.prompt_seconds, step.completion_seconds),
     )
 

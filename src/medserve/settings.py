@@ -7,7 +7,7 @@ from ipaddress import ip_network
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
 
 from medserve import addresses
@@ -37,6 +37,35 @@ def _network(text: str) -> str:
     return str(ip_network(text, strict=False))
 
 
+def _host(name: str) -> str:
+    try:
+        name.encode("idna")
+    except UnicodeError:
+        raise ValueError("is no name of a host: each part between dots has 1 to 63 characters") from None
+    if "\0" in name:
+        raise ValueError("holds a NUL character; remove it")
+    return name
+
+
+def _written(place: object) -> object:
+    """A path as people write it in a file: `~` is the home directory, and nothing is no path, not this folder."""
+    if place == "":
+        raise ValueError("is empty; name a file or a folder, or leave it out")
+    if isinstance(place, str) and "\0" in place:
+        raise ValueError("holds a NUL character; remove it")
+    return os.path.expanduser(place) if isinstance(place, str) else place  # noqa: PTH111 - Path's own may raise
+
+
+def _own_folder() -> Path:
+    try:
+        return Path.home() / ".local" / "share" / "medserve"
+    except RuntimeError:
+        raise FileNotFoundError("this user has no home directory; name a folder with MEDSERVE_HOME") from None
+
+
+Place = Annotated[Path, BeforeValidator(_written)]
+
+
 class ModelSpec(BaseModel):
     """One model: its name, what runs it, and where its weights are.
 
@@ -50,9 +79,9 @@ class ModelSpec(BaseModel):
 
     name: Annotated[str, AfterValidator(_model_name)]
     engine: str = "llama-cpp"
-    path: Path | None = None
+    path: Place | None = None
     url: str | None = None
-    projector: Path | None = None
+    projector: Place | None = None
     context: Annotated[int, Field(ge=256, le=131_072, description="tokens of context for each slot")] = 8192
     slots: Annotated[int, Field(ge=1, le=64, description="conversations answered at once")] = 2
     waiting: Annotated[int, Field(ge=0, le=10_000, description="requests that may wait for a slot")] = 64
@@ -70,7 +99,7 @@ class ModelSpec(BaseModel):
         int | None, Field(ge=0, le=8191, description="tokens to think for where a request does not say; 0: never")
     ] = None
     python: Annotated[
-        Path | None, Field(description="the Python whose environment runs the model; without it, medserve's own")
+        Place | None, Field(description="the Python whose environment runs the model; without it, medserve's own")
     ] = None
     precision: Literal["auto", "bfloat16", "float32", "float16"] = "auto"
     quantise: Annotated[
@@ -83,8 +112,8 @@ class ModelSpec(BaseModel):
     arguments: Annotated[tuple[str, ...], Field(description="further arguments of the server's command (vLLM)")] = ()
     served: Annotated[str, Field(description="the model's name at the server; without it, the only one there")] = ""
     key_variable: str | None = None
-    key_file: Path | None = None
-    ca: Annotated[Path | None, Field(description="certificates that the server's is checked against")] = None
+    key_file: Place | None = None
+    ca: Annotated[Place | None, Field(description="certificates that the server's is checked against")] = None
 
 
 DEMO_MODEL = ModelSpec(
@@ -150,8 +179,8 @@ class DicomWeb(BaseModel):
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
     url: Annotated[str, AfterValidator(addresses.checked_prefix)]
     credentials_variable: str | None = None
-    credentials_file: Path | None = None
-    ca: Path | None = None
+    credentials_file: Place | None = None
+    ca: Place | None = None
 
 
 class Settings(BaseSettings):
@@ -168,7 +197,7 @@ class Settings(BaseSettings):
         nested_model_default_partial_update=True,
     )
 
-    host: str = "127.0.0.1"
+    host: Annotated[str, AfterValidator(_host)] = "127.0.0.1"
     port: Annotated[int, Field(ge=0, le=65535)] = 8080
     open_to_network: Annotated[bool, Field(description="allow a host that other machines can reach")] = False
     models: tuple[ModelSpec, ...] = (DEMO_MODEL,)
@@ -183,14 +212,14 @@ class Settings(BaseSettings):
     ] = ()
     dicomweb: Annotated[tuple[DicomWeb, ...], Field(description="DICOMweb servers that may be fetched from")] = ()
     home: Annotated[
-        Path,
+        Place,
         Field(
-            default_factory=lambda: Path.home() / ".local" / "share" / "medserve",
+            default_factory=_own_folder,
             description="where jobs, keys and calibrations are kept; only this user may read it",
         ),
     ]
     workflows: Annotated[
-        Path | None,
+        Place | None,
         Field(description="folder of workflow files (*.yaml); without it `workflows` in `home`"),
     ] = None
     database: Annotated[
@@ -204,7 +233,7 @@ class Settings(BaseSettings):
         SecretStr("")
     )
     admin_key_file: Annotated[
-        Path | None, Field(description="a file that holds one more key, for admin; such as a container's secret")
+        Place | None, Field(description="a file that holds one more key, for admin; such as a container's secret")
     ] = None
     proxies: Annotated[
         tuple[Annotated[str, AfterValidator(_network)], ...],
@@ -214,7 +243,7 @@ class Settings(BaseSettings):
         bool, Field(description="a proxy in front speaks TLS; browsers are told to use nothing else")
     ] = False
     catalogue: Annotated[
-        Path | None, Field(description="folder of pictures, with a CSV of what is known of them, for /api/list-images")
+        Place | None, Field(description="folder of pictures, with a CSV of what is known of them, for /api/list-images")
     ] = None
     otlp_endpoint: Annotated[
         str,

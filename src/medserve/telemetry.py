@@ -11,6 +11,8 @@ from typing import Any
 
 import structlog
 
+from medserve.console import coloured
+
 DEEPEST = 6
 """Frames of an error's trace that are logged, the innermost last."""
 FIXED_WORDS = frozenset({"uvicorn.error"})
@@ -27,7 +29,7 @@ def configure(level: str) -> None:
     """
     threshold = logging.getLevelNamesMapping()[level.upper()]
     person = sys.stderr.isatty()
-    renderer = structlog.dev.ConsoleRenderer() if person else structlog.processors.JSONRenderer()
+    renderer = structlog.dev.ConsoleRenderer(colors=coloured()) if person else structlog.processors.JSONRenderer()
     shared: list[structlog.typing.Processor] = [
         structlog.contextvars.merge_contextvars,
         structlog.processors.add_log_level,

@@ -5,7 +5,7 @@ Everything here is a pure function of its text. What is taken out is returned be
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from medserve.flags import Flag
@@ -338,17 +338,13 @@ def description_flags(text: str, codes: Iterable[str] = ()) -> tuple[Flag, ...]:
     return tuple(flag for flag in Flag if flag in raised)
 
 
-def classification_flags(text: str, codes: Iterable[str] | Mapping[str, Sequence[str]]) -> tuple[Flag, ...]:
-    """What is noticed about an answer that should be one of `codes` and nothing more.
+_AROUND = (Flag.REFUSAL, Flag.THINKING_LEAK, Flag.SPECIAL_TOKEN_LEAK, Flag.GIBBERISH_REPEAT)
 
-    With codes alone a spelled-out name is an invalid code; with a mapping from codes to names it is as good as one.
+
+def closed_flags(text: str) -> tuple[Flag, ...]:
+    """What is noticed around an answer that should be a word or a few; what it names is for readers to say.
+
+    Its script and its share of letters mean nothing here: "+" is an answer.
     """
-    named = _named(codes, text.upper() if not isinstance(codes, Mapping) else text)
-    raised = set(_content_flags(text)) - {Flag.LOW_ALPHA_RATIO, Flag.EXCESSIVE_NON_ASCII}
-    judged = {
-        Flag.INVALID_CODE: not named,
-        Flag.MULTIPLE_CODES: len(named) > 1,
-        Flag.VERBOSE_OUTPUT: len(text.strip()) > VERBOSE,
-    }
-    raised.update(flag for flag, true in judged.items() if true)
-    return tuple(flag for flag in Flag if flag in raised)
+    raised = set(_content_flags(text))
+    return tuple(flag for flag in _AROUND if flag in raised)

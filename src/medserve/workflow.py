@@ -1,7 +1,8 @@
 """What a clinical protocol is written in: a workflow asks its consult one question at a time and draws a conclusion."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from difflib import get_close_matches
 from typing import Any, Generic, Literal, Self, TypeVar
@@ -11,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from medserve import observation
 from medserve.calibration import Fit
 from medserve.engines import Engine
-from medserve.errors import InvalidRequest, NotSupported
+from medserve.errors import ContextOverflow, InvalidRequest, NotSupported
 from medserve.flags import Flag
 from medserve.generation import (
     GREEDY,
@@ -27,6 +28,7 @@ from medserve.generation import (
     collect,
 )
 from medserve.images import Modality, Study
+from medserve.planning import THOUGHT
 from medserve.readers import Reader
 from medserve.reports import Calibrated, Check, Conclusion, Finding, RemovedSentence, Step, TokenCounts
 from medserve.text import Removed
@@ -193,9 +195,10 @@ class Question(Generic[T]):
     `look` shows the study's pictures with the question. `prefix` is a beginning that the answer is forced to have.
     `score` also asks for the probability of each of these labels as the whole answer. `otherwise` is the same question
     in other words, for the paraphrase control. `pictures` are the places of those pictures that are shown; all of them
-    when it is empty. `constrain` binds the
-    answer to the reader's JSON Schema where the engine can do that. `kind` is the name under which a calibration is
-    kept for a question that is asked about several pictures, each in a step of its own.
+    when it is empty. `constrain` binds the answer to the reader's JSON Schema where the engine can do that. `kind` is
+    the name under which a calibration is kept for a question that is asked about several pictures, each in a step of
+    its own. `traced` is what traces call a step whose name holds words of the caller's: a caller may write a patient's
+    name, and traces leave the house.
     """
 
     step: str
@@ -209,6 +212,7 @@ class Question(Generic[T]):
     pictures: tuple[int, ...] = ()
     constrain: bool = False
     kind: str = ""
+    traced: str = ""
 
     def of_picture(self, place: int, named: str) -> Self:
         """The question about one of several pictures, in a step of its own whose name begins with `named`."""
@@ -328,7 +332,7 @@ class Consult:
             self.reworded.append(question.step)
         self._progress(question.step, None)
         request = self._request(question)
-        with observation.step(question.step):
+        with observation.step(question.traced or question.step), self._as_options():
             result = await collect(self._engine.stream(request))
             scores = await self._scores(request, question.score or self._wanted(question.read))
         answer = self._sure(self._weighed(_read(question, result, scores), question.kind or question.step))
@@ -370,6 +374,17 @@ class Consult:
                 param="options.thinking",
             )
         return budget
+
+    @contextmanager
+    def _as_options(self) -> Iterator[None]:
+        """What does not fit into the context is told by the option that says how long it is, where there is one."""
+        try:
+            yield
+        except ContextOverflow as error:
+            own = {THOUGHT: "thinking", "max_tokens": "max_tokens"}.get(error.param or "")
+            if own not in type(self._options).model_fields:
+                raise
+            raise ContextOverflow(error.message, param=f"options.{own}") from None
 
     def _wanted(self, read: Reader[Any]) -> tuple[str, ...]:
         """The closed answers whose probabilities the caller asked for; controls compare them too."""
@@ -491,6 +506,11 @@ def _step(
 def counts(usage: Usage) -> TokenCounts:
     """Token counts as a report records them."""
     return TokenCounts(**asdict(usage))
+
+
+def usage_of(step: Step) -> Usage:
+    """What a recorded step took: the way back from `counts`."""
+    return Usage(**step.tokens.model_dump())
 
 
 def once(flags: Sequence[Flag]) -> tuple[Flag, ...]:

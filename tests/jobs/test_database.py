@@ -100,6 +100,22 @@ async def test_sqlite_is_durable_and_for_this_user_only(tmp_path: Path) -> None:
     await database.close()
 
 
+async def test_a_folder_of_other_files_is_not_closed_to_others(tmp_path: Path) -> None:
+    """Whoever names /srv for a home by mistake does not find everybody locked out of it."""
+    home = tmp_path / "srv"
+    home.mkdir(mode=0o755)
+    (home / "somebody").touch()
+    with pytest.raises(InvalidRequest, match="MEDSERVE_HOME"):
+        await Database.opened(Settings(home=home))
+    untouched = stat.S_IMODE(home.stat().st_mode), [path.name for path in home.iterdir()]
+    (home / "models").mkdir()  # as `medserve pull` leaves it
+    database = await Database.opened(Settings(home=home))
+    await database.close()
+
+    assert (0o755, ["somebody"]) == untouched
+    assert 0o700 == stat.S_IMODE(home.stat().st_mode)
+
+
 async def test_a_newer_database_is_left_alone(settings: Settings) -> None:
     """An older program that wrote into it would break it; the error says what to do."""
     database = await Database.opened(settings)

@@ -154,6 +154,15 @@ async def test_defect_000_3_no_class_is_assumed(reply: str) -> None:
     assert made.flags
 
 
+async def test_a_class_with_a_control_token_beside_it_needs_review() -> None:
+    """It is read, since it says a code and nothing else, and flagged."""
+    made = await report(*ANSWERS[:5], Reply("BCC<eos>", label_logprobs=LOGPROBS))
+
+    assert "BCC" == made.conclusion.label
+    assert (Flag.SPECIAL_TOKEN_LEAK,) == made.flags
+    assert made.needs_review
+
+
 async def test_defect_000_4_a_denied_class_is_not_the_class() -> None:
     """System 000 read "NV, NOT MEL" as melanoma."""
     made = await report(*ANSWERS[:5], "NV, NOT MEL")

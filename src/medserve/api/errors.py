@@ -1,6 +1,7 @@
 """Where errors meet HTTP: one table, one shape (OpenAI's), and never a stack trace or a caller's own data."""
 
 import asyncio
+import errno
 from collections.abc import Mapping, Sequence
 from http import HTTPStatus
 from math import ceil
@@ -42,6 +43,7 @@ STATUS: Mapping[type[MedserveError], int] = {
     errors.SourceFailed: 502,
     errors.JobsFull: 429,
     errors.DatabaseFailed: 503,
+    errors.DiskFull: 507,
     errors.ServiceStopping: 503,
     MedserveError: 500,
 }
@@ -56,6 +58,7 @@ RETRY_AFTER: Mapping[type[MedserveError], int] = {
     errors.DeviceFull: 5,
     errors.JobsFull: 30,
     errors.DatabaseFailed: 5,
+    errors.DiskFull: 30,
     errors.ServiceStopping: 10,
 }
 """Seconds after which asking again can help, unless the error itself says it; others do not mend themselves."""
@@ -65,6 +68,7 @@ HTTP_CODES: Mapping[int, str] = {
     403: "forbidden",
     404: "not_found",
     405: "method_not_allowed",
+    406: "not_acceptable",
     408: "request_timeout",
     413: "body_too_large",
     415: "unsupported_media_type",
@@ -82,7 +86,10 @@ CHALLENGES: Mapping[type[MedserveError], str] = {
 }
 """How a caller is asked to show who it is (RFC 6750)."""
 
-WORK_ERRORS = (400, 401, 403, 404, 408, 413, 415, 421, 429, 500, 502, 503, 504)
+NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+"""What the system says where a file cannot grow: the disk, the user's share of it, or the largest file is full."""
+
+WORK_ERRORS = (400, 401, 403, 404, 408, 413, 415, 421, 429, 500, 502, 503, 504, 507)
 """What a route that asks a model can answer beside success."""
 LOOK_ERRORS = (401, 403, 404, 421, 429, 500)
 """What a route that only tells something can."""
@@ -156,7 +163,7 @@ def handle_errors(app: FastAPI) -> None:
 
 
 class Unforeseen:
-    """ASGI middleware: a bug becomes a 500 in the one shape, and a line in the log that quotes no data.
+    """ASGI middleware: a bug is a 500 in the one shape, a full disk a 507, and both a line in the log without data.
 
     Starlette's own handler would hand the exception on to the server, which logs its words. A request that is cancelled
     because the service stops, and was not answered yet, gets a 503.
@@ -184,7 +191,16 @@ class Unforeseen:
                 raise
             log.error("request.failed", exc_info=error)
             if not started:
-                await refusal(500, "an unexpected error; the log of the service says where")(scope, receive, send)
+                await _surprise(error)(scope, receive, send)
+
+
+def _surprise(error: Exception) -> JSONResponse:
+    """The answer to what nobody foresaw; that a disk is full is none, wherever it happens."""
+    if isinstance(error, OSError) and error.errno in NO_ROOM:
+        return answer_of(
+            errors.DiskFull("there is no room on the service's disk for what this request brings; come again later")
+        )
+    return refusal(500, "an unexpected error; the log of the service says where")
 
 
 def _body(status: int, message: str, param: str | None, code: str | None) -> ErrorBody:

@@ -81,7 +81,7 @@ async def evaluate(order: Order, settings: Settings, told: Told) -> tuple[Evalua
     A calibration that helps is kept in the settings' home, for this version of the workflow and these weights. While
     one is fitted, the one that is kept is not applied.
     """
-    labelled = await in_thread(_labelled, order.checked())
+    labelled = await in_thread(_labelled, order.checked(), settings.home)
     models = Models(settings)
     try:
         handle = models.get()
@@ -105,11 +105,12 @@ async def evaluate(order: Order, settings: Settings, told: Told) -> tuple[Evalua
     return await in_thread(_measured, order, options, outcomes, counts, name, facts, settings.home), labelled
 
 
-def _labelled(order: Order) -> Labelled:
+def _labelled(order: Order, home: Path) -> Labelled:
     table = order.table or csv_of(order.folder)
     names = {} if order.finding else order.workflow.labels
     found = read(order.folder, table, names, picture=order.picture, label=order.label, limit=order.limit)
     if order.calibrate:  # before hours of work
+        calibration.prepared(home)
         even = dict.fromkeys(names, 0.0)
         calibration.check([Labelling(even, case.truth) for case in found.cases if case.truth in names], order.calibrate)
     return found

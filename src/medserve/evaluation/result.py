@@ -184,7 +184,7 @@ def evaluated(
         accuracy_of_labels=_right(known),
         accuracy_of_answered=_right(answered),
         majority=majority,
-        better_than_majority=None if None in (accuracy.low, majority.share) else accuracy.low > majority.share,  # type: ignore[operator]
+        better_than_majority=_exceeds(accuracy.low, majority.share),
         balanced_accuracy=mean_of([one.sensitivity for one in classes]),
         others=Share.of(sum(one.status in WITHHELD for one in others), len(others)),
         classes=classes,
@@ -228,12 +228,20 @@ def _majority(outcomes: Sequence[Outcome], labels: Sequence[str]) -> Majority:
     return Majority(label=label, share=many / len(outcomes), guessing=truths.total() / len(outcomes) / len(labels))
 
 
+def _exceeds(one: float | None, other: float | None) -> bool | None:
+    return None if one is None or other is None else one > other
+
+
 def _of_label(label: str, outcomes: Sequence[Outcome]) -> OfLabel:
     taken = [one.answer == label and one.status is Status.ANSWERED for one in outcomes]
     true = [one.truth == label for one in outcomes]
     found = sum(a and b for a, b in zip(taken, true, strict=True))
     free = sum(not a and not b for a, b in zip(taken, true, strict=True))
-    weighed = [(one.probabilities[label], one.truth == label) for one in outcomes if label in (one.probabilities or {})]  # type: ignore[index]
+    weighed = [
+        (one.probabilities[label], one.truth == label)
+        for one in outcomes
+        if one.probabilities and label in one.probabilities
+    ]
     return OfLabel(
         label=label,
         n=sum(true),

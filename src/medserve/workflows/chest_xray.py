@@ -108,6 +108,7 @@ def _comparison(name: str) -> Question[str]:
         one_of(*COURSES),
         otherwise=f"The prior chest film comes first, the current one second. How has {name} changed? "
         f"Answer with one word: {', '.join(COURSES[:-1])} or {COURSES[-1]}.",
+        traced="Comparison",
     )
 
 
@@ -118,7 +119,13 @@ async def _located(film: Image, consult: Consult, name: str, place: int) -> tupl
         f'{{"box_2d": [y0, x0, y1, x1], "label": "..."}} with whole numbers from 0 to {SCALE} relative to the picture.'
     )
     question: Question[list[dict[str, Any]]] = Question(
-        f"{PLACE}{name}", prompt, json_of(BOXES), max_tokens=500, constrain=True, pictures=(place,)
+        f"{PLACE}{name}",
+        prompt,
+        json_of(BOXES),
+        max_tokens=500,
+        constrain=True,
+        pictures=(place,),
+        traced="Location",
     )
     answer: Answer[list[dict[str, Any]]] = (await consult.ask_all([question]))[0]
     said = answer.value or []

@@ -13,7 +13,7 @@ from pydantic import Field
 from medserve import guard
 from medserve.images import Modality, Study
 from medserve.readers import any_of, code_of, one_of, prose, words_from
-from medserve.reports import Conclusion
+from medserve.reports import Conclusion, in_words
 from medserve.workflow import Answer, Consult, Domain, Options, Question, Workflow
 
 SHAPE = "What is the overall shape of the lesion? Answer with one word: round, oval or irregular."
@@ -148,11 +148,7 @@ def classification(findings: Mapping[str, str], description: str, which: str = W
 
 def _spoken(answer: Answer[Any]) -> str:
     """An observation as later questions quote it."""
-    if answer.value is None:
-        return "not readable"
-    if isinstance(answer.value, tuple):
-        return ", ".join(answer.value) or "none"
-    return str(answer.value)
+    return "not readable" if answer.value is None else in_words(answer.value)
 
 
 workflow = Workflow(

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from copy import deepcopy
 from json import dumps
-from typing import Any, cast
+from typing import Any
 
 from jsonschema import Draft202012Validator, ValidationError
 from pydantic import ConfigDict, Field, JsonValue, ValidationInfo, field_validator, model_validator
@@ -172,7 +172,8 @@ def _extra(error: ValidationError) -> tuple[str, ...]:
     """The members of an object that its schema has no place for, where that is the error."""
     if error.validator != "additionalProperties" or error.validator_value is not False:
         return ()
-    instance, schema = cast(Any, error.instance), cast(Any, error.schema)
+    instance: Any = error.instance
+    schema: Any = error.schema
     return tuple(name for name in instance if name not in schema.get("properties", {}))
 
 

@@ -25,7 +25,7 @@ from medserve.imaging import intake
 from medserve.jobs import Failure, Job, Jobs, JobState, Runner, Work
 from medserve.keys import Caller
 from medserve.models import ModelHandle, Models
-from medserve.reports import Report, as_text
+from medserve.reports import Report, as_text, in_words
 from medserve.settings import Settings
 from medserve.threads import in_thread
 
@@ -234,19 +234,13 @@ def adjudication(report: Report, known: Known) -> Adjudication:
     found = report.conclusion
     return Adjudication(
         ai_code=found.label,
-        raw_obs={finding.name: _spoken(finding.value) for finding in found.findings},
+        raw_obs={one.name: None if one.value is None else in_words(one.value) for one in found.findings},
         adj_desc=found.description,
         final_implication=as_text(report),
         gt_code=known.code,
         gt_attr=known.attributes,
         report=report,
     )
-
-
-def _spoken(value: object) -> str | None:
-    if isinstance(value, tuple):
-        return ", ".join(value) or "none"
-    return None if value is None else str(value)
 
 
 # --- jobs ----------------------------------------------------------------------------------------------------------
