@@ -114,7 +114,8 @@ class Load:
             return None
         self.at = Progress("testing its sight")
         try:
-            first, second = [await raster.read(path.read_bytes(), self._settings.limits) for path in sight.DRAWINGS]
+            drawings = [await in_thread(path.read_bytes) for path in sight.DRAWINGS]
+            first, second = [await raster.read(drawing, self._settings.limits) for drawing in drawings]
             await sight.check(engine, (first, second))
         except ModelBlind as blind:
             log.error("model.blind", model=self._spec.name, reason=blind.message)
