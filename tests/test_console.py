@@ -92,6 +92,18 @@ def test_an_earlier_report_survives_a_full_disk(
     assert before == {file.name: file.read_bytes() for file in (tmp_path / "reports").iterdir()}
 
 
+@pytest.mark.usefixtures("script")
+def test_a_report_is_closed_to_whom_the_earlier_one_was(dermoscopy: Path, tmp_path: Path) -> None:
+    """Taking its place opens it to nobody."""
+    asked = ("run", "dermoscopy", str(dermoscopy), "--out", str(tmp_path / "reports"))
+    assert 0 == command(*asked).code
+    for file in (tmp_path / "reports").iterdir():
+        file.chmod(0o600)
+    assert 0 == command(*asked).code
+
+    assert {0o600} == {file.stat().st_mode & 0o777 for file in (tmp_path / "reports").iterdir()}
+
+
 @pytest.mark.parametrize("arguments", [["run", "dermoscopy"], ["inspect"], ["deidentify", "--out", "copies"]])
 @pytest.mark.usefixtures("script")
 def test_an_empty_path_is_not_this_folder(

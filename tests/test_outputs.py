@@ -43,6 +43,15 @@ def test_a_link_to_a_file_that_is_not_there_yet_stays(tmp_path: Path) -> None:
     assert link.is_symlink()
 
 
+def test_a_link_that_leads_to_itself_is_told(tmp_path: Path) -> None:
+    """In the system's own words."""
+    link = tmp_path / "link.json"
+    link.symlink_to(link)
+
+    with pytest.raises(OSError, match="symbolic links"):
+        outputs.try_file(link)
+
+
 def test_a_pipe_is_not_opened(tmp_path: Path) -> None:
     """To its reader, opening and closing it would be all that comes; without a reader it would wait for ever."""
     pipe = tmp_path / "pipe"

@@ -53,6 +53,12 @@ def test_the_changelog_has_a_section_for_this_version() -> None:
     assert f"\n## [{medserve.__version__}]" in (ROOT / "CHANGELOG.md").read_text()
 
 
+def test_the_changelog_fits_its_columns() -> None:
+    """It is read in a terminal, and half of its lines had grown beyond."""
+    lines = (ROOT / "CHANGELOG.md").read_text().splitlines()
+    assert [] == [line for line in lines if len(line) > 120]
+
+
 def test_the_constraints_are_exact_and_name_no_index() -> None:
     """Every line pins one version, and none says where packages come from."""
     text = (ROOT / "constraints.txt").read_text()

@@ -4,16 +4,17 @@ import json
 import os
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
+from shutil import copymode
 from typing import TYPE_CHECKING, Any
 
 import typer
 
 from medserve import exports, references
-from medserve.console import fault, visible
+from medserve.console import fault, visible, visible_lines
 from medserve.engines import Engine
 from medserve.errors import EngineError, InvalidRequest, SourceFailed
 from medserve.examination import calibrations_of, examine
@@ -163,7 +164,7 @@ async def _deliver(report: Report, made: Mapping[str, bytes], order: Order, call
         for content in made.values():
             typer.echo(content, nl=False)
         return
-    typer.echo(report.model_dump_json() if order.as_json else f"{as_text(report)}\n")
+    typer.echo(report.model_dump_json() if order.as_json else f"{visible_lines(as_text(report))}\n")
     if order.folder is not None:
         written = await in_thread(_write, report, made, order.folder)
         typer.echo(f"{called} -> {written}", err=True)
@@ -183,7 +184,8 @@ def file_name(report: Report) -> str:
 def _write(report: Report, made: Mapping[str, bytes], folder: Path) -> Path:
     target = folder / file_name(report)
     others = {exports.find(name).suffix: content for name, content in made.items()}
-    own = {".json": f"{report.model_dump_json(indent=2)}\n".encode(), ".txt": f"{as_text(report)}\n".encode()}
+    shown = visible_lines(as_text(report))  # a terminal is where it is read
+    own = {".json": f"{report.model_dump_json(indent=2)}\n".encode(), ".txt": f"{shown}\n".encode()}
     try:
         for suffix, content in {**own, **others}.items():
             _replace(target.with_suffix(suffix), content)
@@ -193,9 +195,15 @@ def _write(report: Report, made: Mapping[str, bytes], folder: Path) -> Path:
 
 
 def _replace(file: Path, content: bytes) -> None:
-    """Write a file whole or not at all: where there is no room for it, what stood there before stays."""
+    """Write a file whole or not at all: where there is no room for it, what stood there before stays.
+
+    Whom the earlier one was closed to, this one is.
+    """
     half = file.with_name(f".{file.name}.{os.getpid()}")
     try:
+        half.touch()
+        with suppress(FileNotFoundError):
+            copymode(file, half)
         half.write_bytes(content)
         half.replace(file)
     finally:

@@ -13,6 +13,11 @@ def visible(text: str) -> str:
     return _CONTROL_CHARACTER.sub(lambda found: repr(found[0])[1:-1], text)
 
 
+def visible_lines(text: str) -> str:
+    """Text of several lines, each of them made `visible`."""
+    return "\n".join(map(visible, text.split("\n")))
+
+
 def coloured() -> bool:
     """Whether a terminal may be sent colours: not if the user wants none (no-color.org), nor if it has none."""
     return not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"

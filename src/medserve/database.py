@@ -46,6 +46,8 @@ BUSY_SECONDS = 30.0
 CONNECT_SECONDS = 10
 LODGERS = ("id", "medserve.db", "jobs", "models", "workflows", "schemas", "calibrations", "certificates")
 """What lies in a home, each from when it is first needed: by any of them a folder is known as one."""
+EMPTY = ("lost+found",)
+"""What a file system that was just made holds by itself."""
 SQLITE_CONNECTIONS = 4
 """Each is a thread; writers take turns anyway."""
 _READING = "medserve_reading"
@@ -232,7 +234,8 @@ def moved_in(home: Path) -> Path:
     """
     with suppress(OSError):  # what cannot be looked into is told of below
         open_to_others = home.is_dir() and home.stat().st_mode & 0o077
-        if open_to_others and any(home.iterdir()) and not any((home / name).exists() for name in LODGERS):
+        found = {file.name for file in home.iterdir()} - set(EMPTY) if open_to_others else set()
+        if found and found.isdisjoint(LODGERS):
             raise InvalidRequest(
                 "the folder of the setting home holds other files, and others may look into it; name a folder of "
                 "medserve's own with MEDSERVE_HOME, or close it: chmod 700",

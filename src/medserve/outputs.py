@@ -23,11 +23,14 @@ def try_file(file: Path) -> None:
 
     Pipes and devices are not opened: whoever reads at the other end would take that for all that comes.
     """
-    if not file.exists():
+    try:
+        file.stat()
+    except FileNotFoundError:
         there = file.resolve()  # a link that leads to nothing yet stays
         there.open("xb").close()
         there.unlink()
-    elif file.is_file() or file.is_dir():
+        return
+    if file.is_file() or file.is_dir():
         file.open("ab").close()
     elif not os.access(file, os.W_OK):
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))

