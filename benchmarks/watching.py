@@ -5,6 +5,7 @@
 Each number is the median over rounds that alternate between the same work watched and not watched.
 """
 
+import argparse
 import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing, nullcontext
@@ -130,4 +131,5 @@ async def main() -> None:
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser(prog="python -m benchmarks.watching", description=__doc__).parse_args()
     asyncio.run(main())

@@ -53,7 +53,7 @@ class Gathered:
 
 async def bundled(count: int) -> Gathered:
     """The first `count` of the package's own: drawings, wide parts of them, CT slices and a photograph, in turn."""
-    drawings = [await raster.read(path.read_bytes(), Limits()) for path in await in_thread(_drawings)]
+    drawings = [await raster.read(await in_thread(path.read_bytes), Limits()) for path in await in_thread(_drawings)]
     photograph = await raster.read(await in_thread(PHOTOGRAPH.read_bytes), Limits())
     kinds = (
         [Shown(image) for image in drawings],

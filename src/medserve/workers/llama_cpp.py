@@ -201,7 +201,7 @@ def _vision(spec: Spec, weights: Header) -> Vision:
 def _header(path: Path, role: str) -> Header:
     if path.is_dir():
         raise WeightsMissing(
-            f"{path.name} is a folder; name the GGUF file that is meant, or, for safetensors, set `engine` to "
+            f"{path.name or path} is a folder; name the GGUF file that is meant, or, for safetensors, set `engine` to "
             "transformers or vllm"
         )
     if not path.is_file():
