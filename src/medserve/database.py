@@ -221,7 +221,8 @@ def prepared(folder: Path) -> Path:
             folder.chmod(0o700)
     except OSError as error:
         raise InvalidRequest(
-            f"the folder of the setting home cannot be used: {error.strerror}; choose another with MEDSERVE_HOME",
+            f"the folder of the setting home cannot be used: {error.strerror}; choose another with MEDSERVE_HOME, "
+            "such as a new folder inside it",
             param="home",
         ) from None
     return folder
