@@ -51,6 +51,7 @@ from medserve.workers.vllm.environment import one_gpu
 from medserve.workers.vllm.log import explained
 from medserve.workers.vllm.memory import PROCESS_BYTES
 from tests.engines import vllm_stand_in
+from tests.engines.families import family, gone
 from tests.engines.servers import Request, between, whole
 from tests.engines.subjects import ask, picture
 from tests.engines.vllm_stand_in import END_OF_TURN, MARKS, logprobs, tokenised
@@ -115,24 +116,6 @@ async def engine(anyio_backend: str, tmp_path_factory: pytest.TempPathFactory) -
     """One that the tests of the dialect share."""
     async with running(tmp_path_factory.mktemp("vllm")) as engine:
         yield engine
-
-
-def family(pid: int) -> list[psutil.Process]:
-    """All that a process started, and all that those did."""
-    return psutil.Process(pid).children(recursive=True)
-
-
-async def gone(processes: list[psutil.Process]) -> None:
-    """Return when none of them lives any more."""
-    async with asyncio.timeout(GONE_SECONDS):
-        while any(_lives(one) for one in processes):  # noqa: ASYNC110 - other processes set no event
-            await asyncio.sleep(0.02)
-
-
-def _lives(one: psutil.Process) -> bool:
-    with suppress(psutil.NoSuchProcess):
-        return one.is_running() and one.status() != psutil.STATUS_ZOMBIE
-    return False
 
 
 async def refused(folder: Path, spec: ModelSpec = SPEC, **behaviour: Any) -> ModelFailed:

@@ -9,7 +9,7 @@ import os
 import re
 import signal
 import sys
-from contextlib import aclosing, suppress
+from contextlib import aclosing
 from math import exp
 from pathlib import Path
 from statistics import median
@@ -26,6 +26,7 @@ from medserve.generation import Finish, LabelScores, Sampling, collect
 from medserve.models import ModelHandle, State
 from medserve.settings import DEMO, Settings
 from medserve.unix_http import UnixClient
+from tests.engines.families import family, gone
 from tests.engines.subjects import SAFETENSORS, VLLM_PYTHON, ask, batching, picture
 
 pytestmark = [
@@ -35,7 +36,6 @@ pytestmark = [
 
 LABELS = ("brown", "black", "blue", "light brown")
 QUESTIONS = ("Which colour?", "Which colours are there?", "What is the shape of the lesion?")
-GONE_SECONDS = 20.0
 
 
 @pytest.fixture
@@ -43,24 +43,6 @@ def engine(real_vllm: OwnVllm | None) -> OwnVllm:
     """The one that the contract's tests share."""
     assert real_vllm is not None
     return real_vllm
-
-
-def family(pid: int) -> list[psutil.Process]:
-    """All that a process started, and all that those did."""
-    return psutil.Process(pid).children(recursive=True)
-
-
-async def gone(processes: list[psutil.Process]) -> None:
-    """Return when none of them lives any more."""
-    async with asyncio.timeout(GONE_SECONDS):
-        while any(_lives(one) for one in processes):  # noqa: ASYNC110 - other processes set no event
-            await asyncio.sleep(0.05)
-
-
-def _lives(one: psutil.Process) -> bool:
-    with suppress(psutil.NoSuchProcess):
-        return one.is_running() and one.status() != psutil.STATUS_ZOMBIE
-    return False
 
 
 def apart(first: LabelScores, second: LabelScores) -> float:
